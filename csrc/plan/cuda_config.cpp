@@ -1,0 +1,97 @@
+#include "plan/cuda_config.h"
+
+namespace csb::plan {
+namespace {
+
+constexpr int64_t kMebi = int64_t{1} << 20;
+
+// Thread blocks per multiprocessor that count as a full chip, for every kernel here.
+constexpr int64_t kFullChip = 4;
+
+// Shared strips cost a buffer and a second pass over it; past this size whole strips are cheaper.
+constexpr int64_t kMaxPartialBytes = 64 * kMebi;
+
+// A run of columns shorter than this spends its time on codes rather than on products.
+constexpr int64_t kMinSplitColumns = 256;
+constexpr int64_t kMaxColumnSplits = 16;
+
+bool is_16_bit(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
+
+bool tensor_cores_fit(DType dtype, int32_t block_shift) { return is_16_bit(dtype) && block_shift == 6; }
+
+template <int32_t kCount>
+int32_t smallest_covering(const int32_t (&widths)[kCount], int64_t columns) {
+  for (int32_t width : widths) {
+    if (width >= columns) return width;
+  }
+  return widths[kCount - 1];
+}
+
+int32_t spmm_tile_n(CudaKernel kernel, DType dtype, int64_t columns) {
+  constexpr int32_t kTileWidths[] = {8, 32, 64, 128};
+  constexpr int32_t kGatherWidths[] = {1, 8, 32, 64, 128};
+  constexpr int32_t kGatherDoubleWidths[] = {1, 8, 32, 64};
+  if (kernel == CudaKernel::kTile) return smallest_covering(kTileWidths, columns);
+  if (dtype == DType::kFloat64) return smallest_covering(kGatherDoubleWidths, columns);
+  return smallest_covering(kGatherWidths, columns);
+}
+
+struct SplitChoice {
+  bool split;
+  const char* reason;
+};
+
+SplitChoice choose_split(CudaKernel kernel, DType dtype, int32_t block_shift, int32_t strips, int32_t num_units,
+                         int64_t columns, int32_t tile_n, int32_t multiprocessors) {
+  const bool tile = kernel == CudaKernel::kTile;
+  if (num_units <= 1) {
+    return {false, tile ? "tile: 16-bit values in blocks of 64 fill tensor core tiles; one work unit, nothing to split"
+                        : "gather: products of the stored entries only; one work unit, nothing to split"};
+  }
+  const int64_t sub_strips = tile || block_shift <= 6 ? 1 : int64_t{1} << (block_shift - 6);
+  const int64_t column_tiles = ceil_div<int64_t>(columns, tile_n);
+  if (strips * sub_strips * column_tiles >= kFullChip * multiprocessors) {
+    return {false, tile ? "tile: whole strips times column tiles fill the chip"
+                        : "gather: whole strips times column tiles fill the chip"};
+  }
+  const int64_t acc_bytes = dtype == DType::kFloat64 ? 8 : 4;
+  const int64_t slot_bytes = (columns << block_shift) * acc_bytes;
+  if ((int64_t{num_units} + strips) * slot_bytes > kMaxPartialBytes) {
+    return {false, tile ? "tile: sharing strips would need more than 64 MiB of partial sums"
+                        : "gather: sharing strips would need more than 64 MiB of partial sums"};
+  }
+  return {true, tile ? "tile: work units balanced by nonzeros, because whole strips leave the chip idle"
+                     : "gather: work units balanced by nonzeros, because whole strips leave the chip idle"};
+}
+
+}  // namespace
+
+CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips, int32_t num_units, int64_t columns,
+                                int32_t multiprocessors) {
+  const CudaKernel kernel = tensor_cores_fit(dtype, block_shift) ? CudaKernel::kTile : CudaKernel::kGather;
+  const int32_t tile_n = spmm_tile_n(kernel, dtype, columns);
+  const SplitChoice choice =
+      choose_split(kernel, dtype, block_shift, strips, num_units, columns, tile_n, multiprocessors);
+  return {kernel, tile_n, choice.split, choice.reason};
+}
+
+CudaSddmmConfig choose_cuda_sddmm(DType dtype, int32_t block_shift, int32_t num_units, int64_t columns,
+                                  int32_t multiprocessors) {
+  const bool tile = tensor_cores_fit(dtype, block_shift);
+  const CudaKernel kernel = tile ? CudaKernel::kTile : CudaKernel::kGather;
+  const int32_t tile_n = tile ? 64 : dtype == DType::kFloat64 ? 16 : 32;
+
+  // The planner gives a large pattern many units, so few units also mean a small buffer of partial sums.
+  const int64_t wanted = num_units < multiprocessors ? kFullChip * multiprocessors / max_of<int32_t>(1, num_units) : 1;
+  const int64_t splits = min_of(min_of(wanted, columns / kMinSplitColumns), kMaxColumnSplits);
+  if (splits > 1) {
+    return {kernel, tile_n, static_cast<int32_t>(splits),
+            tile ? "tile: dense products sampled at the entries; columns cut into runs, as few units leave the chip idle"
+                 : "gather: one product per entry; columns cut into runs, as few units leave the chip idle"};
+  }
+  return {kernel, tile_n, 1,
+          tile ? "tile: dense products sampled at the entries; the units fill the chip or the columns are few"
+               : "gather: one product per entry; the units fill the chip or the columns are few"};
+}
+
+}  // namespace csb::plan

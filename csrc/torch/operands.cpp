@@ -1,0 +1,340 @@
+#include "torch/operands.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <array>
+#include <limits>
+
+namespace csb::border {
+namespace {
+
+constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
+
+const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return "another dtype";
+  }
+}
+
+DType dtype_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      fail(name, ": expected dtype float64, float32, bfloat16 or float16, got ", name_of(tensor.scalar_type()));
+  }
+}
+
+template <typename Sizes>
+std::string shape_of(const Sizes& sizes) {
+  std::ostringstream text;
+  text << "[";
+  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
+  text << "]";
+  return text.str();
+}
+
+struct Device {
+  bool cuda;
+  int32_t index;
+
+  explicit Device(const Tensor& tensor) : cuda(tensor.is_cuda()), index(tensor.get_device_index()) {}
+
+  friend std::ostream& operator<<(std::ostream& out, const Device& device) {
+    return device.cuda ? out << "cuda:" << device.index : out << "cpu";
+  }
+};
+
+void check_device(const Tensor& tensor, const char* name, const Device& device, const char* first) {
+  const bool known = tensor.is_cuda() || tensor.is_cpu();
+  const bool same = known && tensor.is_cuda() == device.cuda && (!device.cuda || tensor.get_device_index() == device.index);
+  if (!same) fail(name, ": expected a tensor on ", device, " like ", first, ", got one on ", Device(tensor));
+}
+
+void check_dtype(const Tensor& tensor, const char* name, ScalarType type) {
+  check(tensor.scalar_type() == type, name, ": expected dtype ", name_of(type), ", got ", name_of(tensor.scalar_type()));
+}
+
+void check_vector(const Tensor& tensor, const char* name, int64_t length) {
+  check(tensor.dim() == 1 && tensor.is_contiguous(), name, ": expected a contiguous 1-D tensor, got shape ",
+        shape_of(tensor.sizes()));
+  check(tensor.numel() == length, name, ": expected ", length, " elements, got ", tensor.numel());
+}
+
+int32_t shift_of(int64_t block_size) {
+  check(block_size >= 2 && block_size <= 256 && (block_size & (block_size - 1)) == 0,
+        "block_size: expected a power of two from 2 to 256, got ", block_size);
+  int32_t shift = 0;
+  while ((int64_t{1} << shift) < block_size) ++shift;
+  return shift;
+}
+
+CsbView sizes_of(int64_t m, int64_t k, int64_t block_size) {
+  check(m >= 0 && m <= kInt32Max && k >= 0 && k <= kInt32Max, "m, k: expected sizes from 0 to 2^31 - 1, got ", m,
+        " and ", k);
+  CsbView w{};
+  w.m = static_cast<int32_t>(m);
+  w.k = static_cast<int32_t>(k);
+  w.block_shift = shift_of(block_size);
+  w.mb = static_cast<int32_t>(ceil_div(m, block_size));
+  w.kb = static_cast<int32_t>(ceil_div(k, block_size));
+  check(int64_t{w.mb} * w.kb < kInt32Max, "block_size: ", m, " x ", k, " needs ", int64_t{w.mb} * w.kb,
+        " blocks of size ", block_size, ", more than 2^31 - 2");
+  return w;
+}
+
+CsbView pattern_of(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, int64_t m, int64_t k,
+                   int64_t block_size, const Device& device, const char* first) {
+  check_device(codes, "codes", device, first);
+  check_device(blk_ptr, "blk_ptr", device, first);
+  check_device(blk_pad, "blk_pad", device, first);
+  check_dtype(codes, "codes", ScalarType::Byte);
+  check_dtype(blk_ptr, "blk_ptr", ScalarType::Int);
+  check_dtype(blk_pad, "blk_pad", ScalarType::Byte);
+  CsbView w = sizes_of(m, k, block_size);
+  check_vector(codes, "codes", codes.numel() / 2 * 2);
+  check(codes.numel() / 2 <= kInt32Max, "codes: expected at most 2^31 - 1 entries, got ", codes.numel() / 2);
+  check_vector(blk_ptr, "blk_ptr", int64_t{w.num_blocks()} + 1);
+  check_vector(blk_pad, "blk_pad", w.num_blocks());
+  w.codes = static_cast<const uint16_t*>(codes.data_ptr());
+  check(reinterpret_cast<uintptr_t>(w.codes) % 2 == 0, "codes: expected data aligned to 2 bytes");
+  w.blk_ptr = static_cast<const int32_t*>(blk_ptr.data_ptr());
+  w.blk_pad = static_cast<const uint8_t*>(blk_pad.data_ptr());
+  return w;
+}
+
+// Row 0 of units serves W and SDDMM, row 1 the transpose.
+const int32_t* units_of(const Tensor& units, bool transposed, int32_t* num_units, const Device& device,
+                        const char* first) {
+  check_device(units, "units", device, first);
+  check_dtype(units, "units", ScalarType::Int);
+  check(units.dim() == 2 && units.size(0) == 2 && units.size(1) >= 2 && units.is_contiguous(),
+        "units: expected a contiguous [2, num_units + 1] tensor, got shape ", shape_of(units.sizes()));
+  *num_units = static_cast<int32_t>(units.size(1) - 1);
+  return static_cast<const int32_t*>(units.data_ptr()) + (transposed ? units.size(1) : 0);
+}
+
+int64_t feature_dim(const Tensor& tensor, const char* name, int64_t dim) {
+  const int64_t rank = tensor.dim();
+  check(rank >= 1 && dim >= -rank && dim < rank, "dim: expected a dimension of ", name, " with shape ",
+        shape_of(tensor.sizes()), ", got ", dim);
+  return dim < 0 ? dim + rank : dim;
+}
+
+// The columns of `tensor`, its non-feature dimensions merged where memory allows. A tensor whose
+// columns need more than three strides is made contiguous (as F.linear would), hence the reference.
+DenseView view_of(Tensor& tensor, int64_t dim) {
+  for (;;) {
+    const auto sizes = tensor.sizes();
+    const auto strides = tensor.strides();
+    DenseView view{tensor.data_ptr(), strides[dim], 1, {1, 1, 1}, {0, 0, 0}};
+    int level = 3;
+    bool fits = true;
+    for (int64_t d = tensor.dim() - 1; d >= 0; --d) {
+      if (d == dim || sizes[d] == 1) continue;
+      view.columns *= sizes[d];
+      if (level < 3 && strides[d] == view.stride[level] * view.size[level]) {
+        view.size[level] *= sizes[d];
+      } else if (level == 0) {
+        fits = false;
+        break;
+      } else {
+        --level;
+        view.size[level] = sizes[d];
+        view.stride[level] = strides[d];
+      }
+    }
+    if (!fits) {
+      tensor = torch::stable::contiguous(tensor);
+      continue;
+    }
+    // Levels fill from the inside; a single merged level must be the innermost, as it is.
+    return view;
+  }
+}
+
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like) {
+  std::array<int64_t, 8> strides{};
+  std::vector<int64_t> long_strides;
+  int64_t* stride = strides.data();
+  if (sizes.size() > strides.size()) {
+    long_strides.resize(sizes.size());
+    stride = long_strides.data();
+  }
+  int64_t step = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    stride[d] = step;
+    step *= max_of<int64_t>(sizes[d], 1);
+  }
+  AtenTensorHandle handle = nullptr;
+  const int32_t device_type = like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), stride,
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                  device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+ScalarType accumulator_of(DType dtype) { return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
+
+}  // namespace
+
+SpmmCall prepare_spmm(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad,
+                      const Tensor& units, const Tensor& x, const std::optional<Tensor>& bias, int64_t m, int64_t k,
+                      int64_t block_size, int64_t dim, int64_t activation, bool transposed) {
+  const Device device(x);
+  SpmmProblem problem{};
+  check_device(values, "values", device, "x");
+  problem.w = pattern_of(codes, blk_ptr, blk_pad, m, k, block_size, device, "x");
+  problem.units = units_of(units, transposed, &problem.num_units, device, "x");
+  problem.dtype = dtype_of(values, "values");
+  check_dtype(x, "x", values.scalar_type());
+  check_vector(values, "values", codes.numel() / 2);
+  problem.transposed = transposed;
+  problem.values = values.data_ptr();
+  check(activation >= 0 && activation <= 4, "activation: expected 0 to 4, got ", activation);
+  problem.activation = static_cast<Activation>(activation);
+
+  dim = feature_dim(x, "x", dim);
+  check(x.size(dim) == problem.in_features(), "x: expected ", problem.in_features(), " features in dimension ", dim,
+        ", got shape ", shape_of(x.sizes()));
+  if (bias.has_value()) {
+    check_device(*bias, "bias", device, "x");
+    check_dtype(*bias, "bias", values.scalar_type());
+    check_vector(*bias, "bias", problem.out_features());
+    problem.bias = bias->data_ptr();
+  }
+
+  const auto x_sizes = x.sizes();
+  std::vector<int64_t> y_sizes(x_sizes.begin(), x_sizes.end());
+  y_sizes[dim] = problem.out_features();
+  SpmmCall call{problem, empty(y_sizes, x.scalar_type(), x), x, std::nullopt};
+  call.problem.x = view_of(call.x, dim);
+  call.problem.y = view_of(call.y, dim);
+  return call;
+}
+
+void allocate_partials(SpmmCall& call) {
+  SpmmProblem& problem = call.problem;
+  const int64_t slots = int64_t{problem.num_units} + problem.strips();
+  call.partials = empty({slots, problem.w.block_size(), problem.y.columns}, accumulator_of(problem.dtype), call.y);
+  problem.partials = call.partials->data_ptr();
+}
+
+SddmmCall prepare_sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, const Tensor& units,
+                        const Tensor& a, const Tensor& b, int64_t m, int64_t k, int64_t block_size, int64_t dim) {
+  const Device device(a);
+  SddmmProblem problem{};
+  check_device(b, "b", device, "a");
+  problem.w = pattern_of(codes, blk_ptr, blk_pad, m, k, block_size, device, "a");
+  problem.units = units_of(units, false, &problem.num_units, device, "a");
+  problem.dtype = dtype_of(a, "a");
+  check_dtype(b, "b", a.scalar_type());
+  const int64_t dim_a = feature_dim(a, "a", dim);
+  const int64_t dim_b = feature_dim(b, "b", dim);
+  check(a.size(dim_a) == m, "a: expected ", m, " features in dimension ", dim_a, ", got shape ", shape_of(a.sizes()));
+  check(b.size(dim_b) == k, "b: expected ", k, " features in dimension ", dim_b, ", got shape ", shape_of(b.sizes()));
+  bool same = a.dim() == b.dim();
+  for (int64_t d = 0; same && d < a.dim(); ++d) same = d == dim_a || a.size(d) == b.size(d);
+  check(same, "b: expected the sizes of a outside dimension ", dim_a, ", ", shape_of(a.sizes()), ", got ",
+        shape_of(b.sizes()));
+
+  problem.entries = codes.numel() / 2;
+  problem.column_splits = 1;
+  SddmmCall call{problem, empty({problem.entries}, a.scalar_type(), a), a, b, std::nullopt};
+  call.problem.a = view_of(call.a, dim_a);
+  call.problem.b = view_of(call.b, dim_b);
+  call.problem.grad_values = call.grad_values.data_ptr();
+  return call;
+}
+
+void allocate_partials(SddmmCall& call, int32_t column_splits) {
+  SddmmProblem& problem = call.problem;
+  problem.column_splits = column_splits;
+  call.partials = empty({column_splits, problem.entries}, accumulator_of(problem.dtype), call.grad_values);
+  problem.partials = call.partials->data_ptr();
+}
+
+namespace {
+
+ConvertProblem dense_problem(const Tensor& dense, const std::optional<Tensor>& mask, int64_t block_size) {
+  ConvertProblem problem{};
+  problem.dtype = dtype_of(dense, "dense");
+  check(dense.dim() == 2, "dense: expected a matrix, got shape ", shape_of(dense.sizes()));
+  problem.w = sizes_of(dense.size(0), dense.size(1), block_size);
+  problem.dense = dense.data_ptr();
+  problem.stride_row = dense.stride(0);
+  problem.stride_col = dense.stride(1);
+  if (mask.has_value()) {
+    check_device(*mask, "mask", Device(dense), "dense");
+    check_dtype(*mask, "mask", ScalarType::Bool);
+    check(mask->dim() == 2 && mask->size(0) == dense.size(0) && mask->size(1) == dense.size(1),
+          "mask: expected the shape of dense, ", shape_of(dense.sizes()), ", got ", shape_of(mask->sizes()));
+    problem.mask = static_cast<const uint8_t*>(mask->data_ptr());
+    problem.mask_stride_row = mask->stride(0);
+    problem.mask_stride_col = mask->stride(1);
+  }
+  return problem;
+}
+
+}  // namespace
+
+std::tuple<ConvertProblem, Tensor> prepare_count(const Tensor& dense, const std::optional<Tensor>& mask,
+                                                 int64_t block_size) {
+  ConvertProblem problem = dense_problem(dense, mask, block_size);
+  Tensor counts = empty({problem.w.num_blocks()}, ScalarType::Int, dense);
+  problem.counts = static_cast<int32_t*>(counts.data_ptr());
+  return {problem, counts};
+}
+
+std::tuple<ConvertProblem, Tensor, Tensor> prepare_pack(const Tensor& dense, const std::optional<Tensor>& mask,
+                                                        const Tensor& blk_ptr, const Tensor& blk_pad,
+                                                        int64_t block_size, int64_t stored) {
+  ConvertProblem problem = dense_problem(dense, mask, block_size);
+  check(stored >= 0 && stored <= kInt32Max, "stored: expected 0 to 2^31 - 1 entries, got ", stored);
+  Tensor values = empty({stored}, dense.scalar_type(), dense);
+  Tensor codes = empty({2 * stored}, ScalarType::Byte, dense);
+  problem.w = pattern_of(codes, blk_ptr, blk_pad, dense.size(0), dense.size(1), block_size, Device(dense), "dense");
+  problem.codes = static_cast<uint16_t*>(codes.data_ptr());
+  problem.values = values.data_ptr();
+  return {problem, values, codes};
+}
+
+std::tuple<ConvertProblem, Tensor> prepare_unpack(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr,
+                                                  const Tensor& blk_pad, int64_t m, int64_t k, int64_t block_size) {
+  ConvertProblem problem{};
+  problem.dtype = dtype_of(values, "values");
+  problem.w = pattern_of(codes, blk_ptr, blk_pad, m, k, block_size, Device(values), "values");
+  check_vector(values, "values", codes.numel() / 2);
+  Tensor dense = empty({m, k}, values.scalar_type(), values);
+  problem.dense = dense.data_ptr();
+  problem.stride_row = k;
+  problem.stride_col = 1;
+  problem.values = values.data_ptr();
+  return {problem, dense};
+}
+
+}  // namespace csb::border

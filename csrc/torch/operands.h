@@ -1,0 +1,68 @@
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "csb/problem.h"
+
+// The border: tensors in, checked problem structs out. Checks run in one order: device, dtype,
+// layout, shape, range of sizes. Index values are trusted here; they were validated where they
+// entered (CSBMatrix.from_arrays, pack).
+namespace csb::border {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+template <typename... Parts>
+inline void check(bool condition, const Parts&... parts) {
+  if (__builtin_expect(!condition, 0)) fail(parts...);
+}
+
+// A problem, the tensor it writes, and the tensors that its pointers need alive.
+struct SpmmCall {
+  SpmmProblem problem;
+  Tensor y;
+  Tensor x;
+  std::optional<Tensor> partials;
+};
+
+struct SddmmCall {
+  SddmmProblem problem;
+  Tensor grad_values;
+  Tensor a;
+  Tensor b;
+  std::optional<Tensor> partials;
+};
+
+SpmmCall prepare_spmm(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad,
+                      const Tensor& units, const Tensor& x, const std::optional<Tensor>& bias, int64_t m, int64_t k,
+                      int64_t block_size, int64_t dim, int64_t activation, bool transposed);
+SddmmCall prepare_sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, const Tensor& units,
+                        const Tensor& a, const Tensor& b, int64_t m, int64_t k, int64_t block_size, int64_t dim);
+
+// Scratch for shared strips, [num_units + strips, block_size, columns].
+void allocate_partials(SpmmCall& call);
+// Scratch for split columns, [column_splits, entries].
+void allocate_partials(SddmmCall& call, int32_t column_splits);
+
+std::tuple<ConvertProblem, Tensor> prepare_count(const Tensor& dense, const std::optional<Tensor>& mask,
+                                                 int64_t block_size);
+std::tuple<ConvertProblem, Tensor, Tensor> prepare_pack(const Tensor& dense, const std::optional<Tensor>& mask,
+                                                        const Tensor& blk_ptr, const Tensor& blk_pad,
+                                                        int64_t block_size, int64_t stored);
+std::tuple<ConvertProblem, Tensor> prepare_unpack(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr,
+                                                  const Tensor& blk_pad, int64_t m, int64_t k, int64_t block_size);
+
+}  // namespace csb::border
