@@ -1,0 +1,14 @@
+#pragma once
+
+#include "csb/problem.h"
+
+namespace csb::cpu {
+
+// Between a dense matrix and CSB; a task is one block row. count fills p.counts, pack p.codes and p.values (row_major
+// entry order, padding zero), unpack all of p.dense.
+int64_t convert_tasks(const ConvertProblem& p);
+void count(const ConvertProblem& p, int64_t begin, int64_t end);
+void pack(const ConvertProblem& p, int64_t begin, int64_t end);
+void unpack(const ConvertProblem& p, int64_t begin, int64_t end);
+
+}  // namespace csb::cpu

@@ -1,0 +1,203 @@
+#pragma once
+
+#include "cpu/epilogue.h"
+#include "cpu/pack.h"
+#include "cpu/spmm_kernel.h"
+
+// A range of SpMM tasks on one thread. Kernel header: see kernel_prelude.h.
+//
+// Task t is (column tile t / per_tile, strip or unit t % per_tile). For each strip the output tile [block_size][width]
+// is summed in scratch over the blocks of the strip, each times the packed tile of its input features.
+namespace csb::cpu::CSB_CPU_ISA {
+
+// 16-bit values are widened this many at a time.
+constexpr int32_t kValueChunk = 4096;
+
+template <typename T>
+class SpmmWorker {
+ public:
+  using C = Compute<T>;
+
+  SpmmWorker(const SpmmProblem& problem, const plan::CpuSpmmConfig& config)
+      : p_(problem), tile_n_(config.tile_n), block_size_(problem.w.block_size()) {
+    const int64_t tile = int64_t{block_size_} * tile_n_;
+    const int64_t fit = max_of<int64_t>(1, kPackedBytes / (tile * static_cast<int64_t>(sizeof(C))));
+    const int64_t in_blocks = p_.blocks_per_strip();
+    kept_ = static_cast<int32_t>(min_of(fit, in_blocks));
+    const int64_t slots = kept_ + (in_blocks > kept_ ? 1 : 0);
+    const int64_t chunk = kConverts ? kValueChunk : 0;
+    ScratchCutter scratch(ScratchCutter::bytes<C>(tile) + ScratchCutter::bytes<C>(tile * slots) +
+                          ScratchCutter::bytes<C>(chunk) + ScratchCutter::bytes<uint8_t>(kept_));
+    sum_ = scratch.template take<C>(tile);
+    packed_ = scratch.template take<C>(tile * slots);
+    chunk_ = scratch.template take<C>(chunk);
+    is_packed_ = scratch.template take<uint8_t>(kept_);
+  }
+
+  void select_tile(int64_t tile) {
+    first_column_ = tile * tile_n_;
+    const int32_t count = static_cast<int32_t>(min_of<int64_t>(tile_n_, p_.y.columns - first_column_));
+    width_ = tile_width(count);
+    locate_columns(p_.x, first_column_, count, x_);
+    locate_columns(p_.y, first_column_, count, y_);
+    multiply_ = choose_block_kernel<C>(width_, p_.transposed);
+    __builtin_memset(is_packed_, 0, static_cast<size_t>(kept_));
+  }
+
+  void run_strip(int32_t strip) {
+    const int32_t first = strip * p_.blocks_per_strip();
+    sum_blocks(strip, first, first + p_.blocks_per_strip());
+    write_output(strip);
+  }
+
+  void run_unit(int32_t unit) {
+    const int32_t per_strip = p_.blocks_per_strip();
+    const int32_t unit_end = p_.units[unit + 1];
+    for (int32_t first = p_.units[unit]; first < unit_end;) {
+      const int32_t strip = first / per_strip;
+      const int32_t strip_end = (strip + 1) * per_strip;
+      const int32_t end = min_of(unit_end, strip_end);
+      sum_blocks(strip, first, end);
+      if (end - first == per_strip) {
+        write_output(strip);
+      } else {
+        write_share(unit, strip);
+      }
+      first = end;
+    }
+  }
+
+  // Adds the shares of a strip in unit order. Strips that one unit has whole are already written.
+  void join_strip(int32_t strip) {
+    const int32_t first = strip * p_.blocks_per_strip();
+    const int32_t end = first + p_.blocks_per_strip();
+    int32_t unit = last_unit_at(first);
+    if (p_.units[unit + 1] >= end) return;
+    const int32_t features = features_of(strip);
+    __builtin_memset(sum_, 0, sizeof(C) * static_cast<size_t>(features * width_));
+    for (; unit < p_.num_units && p_.units[unit] < end; ++unit) {
+      if (p_.units[unit] == p_.units[unit + 1]) continue;
+      for (int32_t f = 0; f < features; ++f) {
+        const C* from = share(unit, strip) + f * p_.y.columns;
+        C* to = sum_ + static_cast<int64_t>(f) * width_;
+        for (int32_t j = 0; j < y_.count; ++j) to[j] += from[j];
+      }
+    }
+    write_output(strip);
+  }
+
+ private:
+  static constexpr bool kConverts = !std::is_same_v<T, C>;
+
+  int32_t features_of(int32_t strip) const {
+    return min_of(block_size_, p_.out_features() - strip * block_size_);
+  }
+
+  C* share(int32_t unit, int32_t strip) const {
+    return static_cast<C*>(p_.partials) + (int64_t{unit} + strip) * block_size_ * p_.y.columns + first_column_;
+  }
+
+  // The last unit that begins at or before a position; empty units before it begin there too.
+  int32_t last_unit_at(int32_t position) const {
+    int32_t low = 0;
+    int32_t high = p_.num_units;
+    while (high - low > 1) {
+      const int32_t middle = low + (high - low) / 2;
+      (p_.units[middle] <= position ? low : high) = middle;
+    }
+    return low;
+  }
+
+  const C* input_tile(int32_t block) {
+    const bool keeps = block < kept_;
+    C* tile = packed_ + int64_t{keeps ? block : kept_} * block_size_ * tile_n_;
+    if (keeps && is_packed_[block]) return tile;
+    const int32_t first = block * block_size_;
+    load_tile(static_cast<const T*>(p_.x.data) + first * p_.x.stride_f, p_.x.stride_f, x_,
+              min_of(block_size_, p_.in_features() - first), width_, tile);
+    if (keeps) is_packed_[block] = 1;
+    return tile;
+  }
+
+  void sum_blocks(int32_t strip, int32_t first, int32_t end) {
+    __builtin_memset(sum_, 0, sizeof(C) * static_cast<size_t>(features_of(strip) * width_));
+    const int32_t start = strip * p_.blocks_per_strip();
+    for (int32_t position = first; position < end; ++position) {
+      const int32_t in_block = position - start;
+      const int32_t block = p_.transposed ? in_block * p_.w.kb + strip : position;
+      const int32_t begin = p_.w.begin(block);
+      const int32_t count = p_.w.end(block) - begin;
+      if (count == 0) continue;
+      const C* in = input_tile(in_block);
+      const uint16_t* codes = p_.w.codes + begin;
+      const T* values = static_cast<const T*>(p_.values) + begin;
+      if constexpr (kConverts) {
+        for (int32_t done = 0; done < count; done += kValueChunk) {
+          const int32_t part = min_of(kValueChunk, count - done);
+          load_run(values + done, chunk_, part);
+          multiply_(codes + done, chunk_, part, p_.w.block_shift, in, sum_);
+        }
+      } else {
+        multiply_(codes, values, count, p_.w.block_shift, in, sum_);
+      }
+    }
+  }
+
+  void write_output(int32_t strip) {
+    const int32_t first = strip * block_size_;
+    const int32_t features = features_of(strip);
+    const T* bias = p_.bias == nullptr ? nullptr : static_cast<const T*>(p_.bias) + first;
+    finish_tile(bias, p_.activation, features, width_, sum_);
+    store_tile(sum_, width_, y_, features, p_.y.stride_f, static_cast<T*>(p_.y.data) + first * p_.y.stride_f);
+  }
+
+  void write_share(int32_t unit, int32_t strip) {
+    C* to = share(unit, strip);
+    const int32_t features = features_of(strip);
+    for (int32_t f = 0; f < features; ++f) {
+      __builtin_memcpy(to + f * p_.y.columns, sum_ + static_cast<int64_t>(f) * width_,
+                       sizeof(C) * static_cast<size_t>(y_.count));
+    }
+  }
+
+  const SpmmProblem& p_;
+  const int32_t tile_n_;
+  const int32_t block_size_;
+  int32_t kept_;         // input blocks whose packed tile stays
+  C* sum_;               // [block_size][width]
+  C* packed_;            // [kept_ + 1][block_size][width]
+  C* chunk_;             // [kValueChunk]
+  uint8_t* is_packed_;   // [kept_]
+  int64_t first_column_ = 0;
+  int32_t width_ = 0;
+  Columns x_;
+  Columns y_;
+  BlockKernel<C> multiply_ = nullptr;
+};
+
+template <typename T>
+void spmm_range(const SpmmProblem& p, const plan::CpuSpmmConfig& config, int64_t begin, int64_t end) {
+  const bool units = cuts_units(p, config);
+  const int64_t per_tile = tasks_per_tile(p, config);
+  SpmmWorker<T> worker(p, config);
+  for (int64_t tile = begin / per_tile; begin < end; ++tile) {
+    worker.select_tile(tile);
+    const int64_t tile_end = min_of(end, (tile + 1) * per_tile);
+    for (; begin < tile_end; ++begin) {
+      const int32_t item = static_cast<int32_t>(begin - tile * per_tile);
+      units ? worker.run_unit(item) : worker.run_strip(item);
+    }
+  }
+}
+
+template <typename T>
+void join_range(const SpmmProblem& p, const plan::CpuSpmmConfig& config, int64_t begin, int64_t end) {
+  SpmmWorker<T> worker(p, config);
+  for (int64_t tile = begin / p.strips(); begin < end; ++tile) {
+    worker.select_tile(tile);
+    const int64_t tile_end = min_of(end, (tile + 1) * p.strips());
+    for (; begin < tile_end; ++begin) worker.join_strip(static_cast<int32_t>(begin - tile * p.strips()));
+  }
+}
+
+}  // namespace csb::cpu::CSB_CPU_ISA
