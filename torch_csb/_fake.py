@@ -1,0 +1,75 @@
+"""What torch needs to know about the operators without running them: shapes, strides, FLOPs."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from torch_csb import _load  # noqa: F401  (registers the operators)
+
+
+_ops = torch.ops.torch_csb
+
+
+def _product(values, x, features: int, dim: int) -> torch.Tensor:
+    shape = list(x.shape)
+    shape[dim] = features
+    return values.new_empty(shape)
+
+
+@torch.library.register_fake("torch_csb::spmm")
+def _(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, activation):
+    return _product(values, x, m, dim)
+
+
+@torch.library.register_fake("torch_csb::spmm_t")
+def _(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, activation):
+    return _product(values, x, k, dim)
+
+
+@torch.library.register_fake("torch_csb::sddmm")
+def _(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim):
+    return a.new_empty(codes.shape[0] // 2)
+
+
+def _blocks(m: int, k: int, block_size: int) -> int:
+    return -(-m // block_size) * -(-k // block_size)
+
+
+@torch.library.register_fake("torch_csb::count")
+def _(dense, mask, block_size):
+    return dense.new_empty(_blocks(*dense.shape, block_size), dtype=torch.int32)
+
+
+@torch.library.register_fake("torch_csb::pack")
+def _(dense, mask, blk_ptr, blk_pad, block_size, stored):
+    return dense.new_empty(stored), dense.new_empty(2 * stored, dtype=torch.uint8)
+
+
+@torch.library.register_fake("torch_csb::unpack")
+def _(values, codes, blk_ptr, blk_pad, m, k, block_size):
+    return values.new_empty(m, k)
+
+
+@torch.library.register_fake("torch_csb::plan")
+def _(blk_ptr, blk_pad, mb, kb):
+    num_units = torch.library.get_ctx().new_dynamic_size()
+    return blk_ptr.new_empty(2, num_units)
+
+
+def _columns(shape, dim: int) -> int:
+    columns = 1
+    for d, size in enumerate(shape):
+        if d != dim % len(shape):
+            columns *= size
+    return columns
+
+
+@register_flop_formula([_ops.spmm, _ops.spmm_t])
+def _spmm_flops(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, *args, **kwargs) -> int:
+    return 2 * values[0] * _columns(x, dim)
+
+
+@register_flop_formula(_ops.sddmm)
+def _sddmm_flops(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim, *args, **kwargs) -> int:
+    return codes[0] // 2 * 2 * _columns(a, dim)

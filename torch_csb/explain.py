@@ -1,0 +1,114 @@
+"""What a product would do: which kernel, why, how much it moves, how much scratch it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from torch_csb.matrix import CSBMatrix
+
+if TYPE_CHECKING:
+    from torch_csb.nn import CSBConv2d, CSBLinear
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of a layer's forward or backward.
+
+    Attributes:
+        operator: ``"spmm"``, ``"spmm_t"`` or ``"sddmm"``.
+        kernel, tile_n, split, reason: the planner's choice and why.
+        bytes_moved: bytes of the weight's arrays and of the activations, each counted once.
+        workspace: bytes of scratch that the call allocates and frees.
+    """
+
+    operator: str
+    kernel: str
+    tile_n: int
+    split: bool | int
+    reason: str
+    bytes_moved: int
+    workspace: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """``steps`` for Y = W.X, dX = W^T.dY and dW, and the bytes that a dense weight would move instead."""
+
+    shape: tuple[int, int]
+    columns: int
+    dtype: torch.dtype
+    device: str
+    sparsity: float
+    steps: tuple[Step, ...]
+    dense_bytes: int
+
+    def __str__(self) -> str:
+        m, k = self.shape
+        lines = [
+            f"{m} x {k}, {self.sparsity:.1%} zeros, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"n = {self.columns}; a dense product moves {self.dense_bytes / 1e6:.2f} MB"
+        ]
+        for step in self.steps:
+            lines.append(
+                f"  {step.operator:<7} {step.kernel}, {step.tile_n} columns a tile, "
+                f"moves {step.bytes_moved / 1e6:.2f} MB, scratch {step.workspace / 1e6:.2f} MB: {step.reason}"
+            )
+        return "\n".join(lines)
+
+
+def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation:
+    """Says which kernels a layer would run on n = ``batch`` columns (tokens, or pixels of all images).
+
+    Args:
+        layer: a CSBLinear, a CSBConv2d or a CSBMatrix, on the device where it will run.
+        batch: number of columns, at least 1.
+
+    Raises:
+        ImportError: ``torch_csb._plan`` is not built (it needs pybind11 at build time).
+        ValueError: ``batch`` is below 1.
+    """
+    try:
+        from torch_csb import _plan
+    except ImportError as error:
+        raise ImportError("explain needs torch_csb._plan: pip install pybind11 and build torch_csb again") from error
+    if batch < 1:
+        raise ValueError(f"batch: expected at least 1, got {batch}")
+    w = layer if isinstance(layer, CSBMatrix) else layer.matrix
+    dtype = str(w.dtype).removeprefix("torch.")
+    item, accumulator = w.values.element_size(), 8 if w.dtype == torch.float64 else 4
+    stored, num_units = w.values.numel(), w.units.shape[1] - 1
+    pattern = stored * 2 + (w.blk_ptr.numel() + w.units.numel()) * 4 + w.blk_pad.numel()
+    activations = (w.m + w.k) * batch * item
+
+    chip = ()
+    if w.device.type == "cuda":
+        chip = (torch.cuda.get_device_properties(w.device).multi_processor_count,)
+    choose_spmm = _plan.choose_cuda_spmm if chip else _plan.choose_cpu_spmm
+    choose_sddmm = _plan.choose_cuda_sddmm if chip else _plan.choose_cpu_sddmm
+
+    steps = []
+    for operator, features in (("spmm", w.m), ("spmm_t", w.k)):
+        strips = -(-features // w.block_size)
+        choice = choose_spmm(dtype, w.block_size, strips, num_units, batch, *chip)
+        split = bool(choice.split) and num_units > 1
+        workspace = (num_units + strips) * w.block_size * batch * accumulator if split else 0
+        moved = stored * item + pattern + activations
+        steps.append(Step(operator, choice.kernel, choice.tile_n, split, choice.reason, moved, workspace))
+    choice = choose_sddmm(dtype, w.block_size, num_units, batch, *chip)
+    workspace = choice.split * stored * accumulator if choice.split > 1 else 0
+    moved = stored * item + pattern + activations
+    steps.append(Step("sddmm", choice.kernel, choice.tile_n, choice.split, choice.reason, moved, workspace))
+    if w.transposed:
+        steps[0], steps[1] = steps[1], steps[0]
+    return Explanation(
+        shape=tuple(w.shape),
+        columns=batch,
+        dtype=w.dtype,
+        device=str(w.device),
+        sparsity=w.sparsity,
+        steps=tuple(steps),
+        dense_bytes=w.m * w.k * item + activations,
+    )
