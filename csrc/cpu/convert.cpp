@@ -1,6 +1,6 @@
 #include "cpu/convert.h"
 
-#include <cstring>
+#include <algorithm>
 
 #include "cpu/scratch.h"
 
@@ -69,7 +69,7 @@ int32_t row_end(const ConvertProblem& p, int64_t block_row) {
 template <typename Bits>
 void count_block_row(const ConvertProblem& p, int64_t block_row) {
   int32_t* counts = p.counts + block_row * p.w.kb;
-  std::memset(counts, 0, sizeof(int32_t) * static_cast<size_t>(p.w.kb));
+  std::fill_n(counts, p.w.kb, 0);
   for (int32_t row = static_cast<int32_t>(block_row << p.w.block_shift); row < row_end(p, block_row); ++row) {
     for (int32_t col = 0; col < p.w.kb; ++col) counts[col] += count_kept(p, segment<Bits>(p, row, col));
   }
@@ -81,7 +81,7 @@ void pack_block_row(const ConvertProblem& p, int64_t block_row) {
   Bits* values = static_cast<Bits*>(p.values);
   ScratchCutter scratch(ScratchCutter::bytes<int32_t>(p.w.kb));
   int32_t* next = scratch.take<int32_t>(p.w.kb);
-  std::memcpy(next, p.w.blk_ptr + first_block, sizeof(int32_t) * static_cast<size_t>(p.w.kb));
+  std::copy_n(p.w.blk_ptr + first_block, p.w.kb, next);
   uint16_t cols[kMaxBlockSize];
   const int32_t first_row = static_cast<int32_t>(block_row << p.w.block_shift);
   for (int32_t row = first_row; row < row_end(p, block_row); ++row) {
@@ -113,7 +113,7 @@ void unpack_block_row(const ConvertProblem& p, int64_t block_row) {
   for (int32_t row = first_row; row < row_end(p, block_row); ++row) {
     Bits* to = dense + row * p.stride_row;
     if (p.stride_col == 1) {
-      std::memset(to, 0, sizeof(Bits) * static_cast<size_t>(p.w.k));
+      std::fill_n(to, p.w.k, Bits{0});
     } else {
       for (int32_t col = 0; col < p.w.k; ++col) to[col * p.stride_col] = 0;
     }

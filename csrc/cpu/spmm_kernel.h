@@ -8,9 +8,10 @@
 //
 // Two ways to walk the entries (row-major in the block):
 //   scatter_block  adds every entry to its output row in memory. Entries that follow each other in T meet different
-//                  output rows, so nothing waits. In F they meet the same one, so F walks kStreams parts of the block
+//                  output rows, so nothing waits. In F they meet the same one, so F walks several parts of the block
 //                  side by side.
-//   row_block      F, wide tiles: keeps the output row in registers for as long as the row lasts.
+//   row_block      F, wide tiles, long rows: keeps the output row in registers for as long as the row lasts. A row's
+//                  end is a mispredicted branch, which short rows don't repay.
 namespace csb::cpu::CSB_CPU_ISA {
 
 template <typename C>
@@ -38,19 +39,19 @@ CSB_INLINE void scatter_entry(uint32_t code, C value, int32_t block_shift, uint3
   }
 }
 
-template <typename C, int kWidth, bool kTransposed, int kStreams>
+template <typename C, int kWidth, bool kTransposed, int kParts>
 void scatter_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
                    C* __restrict out) {
   const uint32_t swizzle_mask = static_cast<uint32_t>(swizzle(7, block_shift)) >> 3;
-  const int32_t part = count / kStreams;
+  const int32_t part = count / kParts;
   for (int32_t e = 0; e < part; ++e) {
     CSB_UNROLL
-    for (int s = 0; s < kStreams; ++s) {
+    for (int s = 0; s < kParts; ++s) {
       scatter_entry<C, kWidth, kTransposed>(codes[e + s * part], values[e + s * part], block_shift, swizzle_mask, in,
                                             out);
     }
   }
-  for (int32_t e = part * kStreams; e < count; ++e) {
+  for (int32_t e = part * kParts; e < count; ++e) {
     scatter_entry<C, kWidth, kTransposed>(codes[e], values[e], block_shift, swizzle_mask, in, out);
   }
 }
@@ -88,14 +89,23 @@ void row_block(const uint16_t* codes, const C* values, int32_t count, int32_t bl
   }
 }
 
+constexpr int kForwardParts = 4;  // covers the latency of a load, multiply, add and store
+constexpr int32_t kLongRow = 16;  // entries
+
+template <typename C, int kWidth>
+void forward_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
+  if constexpr (kWidth >= 32) {
+    if (count >= (kLongRow << block_shift)) {
+      row_block<C, kWidth>(codes, values, count, block_shift, in, out);
+      return;
+    }
+  }
+  scatter_block<C, kWidth, false, kForwardParts>(codes, values, count, block_shift, in, out);
+}
+
 template <typename C, int kWidth>
 BlockKernel<C> block_kernel(bool transposed) {
-  if (transposed) return scatter_block<C, kWidth, true, 1>;
-  if constexpr (kWidth <= 16) {
-    return scatter_block<C, kWidth, false, 4>;
-  } else {
-    return row_block<C, kWidth>;
-  }
+  return transposed ? scatter_block<C, kWidth, true, 1> : forward_block<C, kWidth>;
 }
 
 template <typename C>

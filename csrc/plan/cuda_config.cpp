@@ -86,8 +86,9 @@ CudaSddmmConfig choose_cuda_sddmm(DType dtype, int32_t block_shift, int32_t num_
   const int64_t splits = min_of(min_of(wanted, columns / kMinSplitColumns), kMaxColumnSplits);
   if (splits > 1) {
     return {kernel, tile_n, static_cast<int32_t>(splits),
-            tile ? "tile: dense products sampled at the entries; columns cut into runs, as few units leave the chip idle"
-                 : "gather: one product per entry; columns cut into runs, as few units leave the chip idle"};
+            tile
+                ? "tile: dense products sampled at the entries; columns cut into runs, as few units leave the chip idle"
+                : "gather: one product per entry; columns cut into runs, as few units leave the chip idle"};
   }
   return {kernel, tile_n, 1,
           tile ? "tile: dense products sampled at the entries; the units fill the chip or the columns are few"

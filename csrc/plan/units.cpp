@@ -7,11 +7,14 @@
 namespace csb::plan {
 namespace {
 
-// A unit should outweigh the cost of starting it and of joining a strip that it shares, and a chip
-// of some hundred multiprocessors should find several units for each.
-constexpr int64_t kMinUnitNonzeros = 2048;
+// A unit should outweigh the cost of starting it and of joining a strip that it shares. 384 units are
+// one wave of three or four thread blocks on each of 132 multiprocessors; patterns of many blocks
+// afford four waves, whose ends leave less of the chip idle.
+constexpr int64_t kMinUnitNonzeros = 512;
 constexpr int64_t kMinUnitBlocks = 4;
-constexpr int64_t kMaxUnits = 1024;
+constexpr int64_t kWaveUnits = 384;
+constexpr int64_t kManyBlocks = 24576;
+constexpr int32_t kFewUnits = 16;  // below this, fewer units would cost more than uneven ones
 constexpr double kWantedBalance = 1.1;
 
 struct Walk {
@@ -90,9 +93,10 @@ Units plan_units(const int32_t* blk_ptr, const uint8_t* blk_pad, int32_t mb, int
   const Walk columns = make_walk(blk_ptr, blk_pad, mb, kb, true);
   const int64_t total = rows.nonzeros.back();
   const int64_t blocks = int64_t{mb} * kb;
-  const int32_t wanted = static_cast<int32_t>(
-      max_of<int64_t>(1, min_of(min_of(kMaxUnits, blocks / kMinUnitBlocks), total / kMinUnitNonzeros)));
-  const int32_t fewest = max_of(1, wanted / 8);
+  const int64_t waves = blocks < kManyBlocks ? 1 : 4;
+  const int64_t affordable = min_of(blocks / kMinUnitBlocks, total / kMinUnitNonzeros);
+  const int32_t wanted = static_cast<int32_t>(max_of<int64_t>(1, min_of(waves * kWaveUnits, affordable)));
+  const int32_t fewest = wanted < kFewUnits ? wanted : wanted / 8;
 
   Units best{0, {}, {}};
   double best_imbalance = 0;

@@ -18,6 +18,7 @@ struct Units {
 // Cuts both walks into the same number of units of nearly equal nonzeros: at most 1.1 times the
 // mean (or one block, where a single block holds more) in either walk whenever some number of
 // units between an eighth of the wanted number and all of it allows that, else the most even cut.
+// A small pattern that wants fewer than 16 units gets them, cut as evenly as its blocks allow.
 // blk_ptr: [mb * kb + 1], blk_pad: [mb * kb].
 Units plan_units(const int32_t* blk_ptr, const uint8_t* blk_pad, int32_t mb, int32_t kb);
 

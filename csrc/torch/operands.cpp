@@ -121,7 +121,8 @@ CsbView pattern_of(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk
   check_vector(blk_ptr, "blk_ptr", int64_t{w.num_blocks()} + 1);
   check_vector(blk_pad, "blk_pad", w.num_blocks());
   w.codes = static_cast<const uint16_t*>(codes.data_ptr());
-  check(reinterpret_cast<uintptr_t>(w.codes) % 2 == 0, "codes: expected data aligned to 2 bytes");
+  const uintptr_t alignment = device.cuda && block_size >= 16 ? 16 : 2;
+  check(reinterpret_cast<uintptr_t>(w.codes) % alignment == 0, "codes: expected data aligned to ", alignment, " bytes");
   w.blk_ptr = static_cast<const int32_t*>(blk_ptr.data_ptr());
   w.blk_pad = static_cast<const uint8_t*>(blk_pad.data_ptr());
   return w;

@@ -1,0 +1,24 @@
+#pragma once
+
+#include "cuda/convert/convert.cuh"
+#include "cuda/convert/kernels.h"
+#include "cuda/device/launch.cuh"
+
+namespace csb::cuda {
+
+template <typename T>
+cudaError_t launch_count(const ConvertProblem& problem, cudaStream_t stream) {
+  return launch(count_kernel<T>, dim3(problem.w.num_blocks()), dim3(kConvertThreads), 0, stream, problem);
+}
+
+template <typename T>
+cudaError_t launch_pack(const ConvertProblem& problem, cudaStream_t stream) {
+  return launch(pack_kernel<T>, dim3(problem.w.num_blocks()), dim3(kConvertThreads), 0, stream, problem);
+}
+
+template <typename T>
+cudaError_t launch_unpack(const ConvertProblem& problem, cudaStream_t stream) {
+  return launch(unpack_kernel<T>, dim3(problem.w.num_blocks()), dim3(kConvertThreads), 0, stream, problem);
+}
+
+}  // namespace csb::cuda

@@ -1,0 +1,8 @@
+#include "cuda/sddmm/gather_launch.cuh"
+
+namespace csb::cuda {
+
+template cudaError_t launch_sddmm_gather<__nv_bfloat16>(const SddmmProblem&, const plan::CudaSddmmConfig&,
+                                                        cudaStream_t);
+
+}  // namespace csb::cuda

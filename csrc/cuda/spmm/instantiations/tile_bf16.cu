@@ -1,0 +1,9 @@
+#include "cuda/spmm/tile_launch.cuh"
+
+namespace csb::cuda {
+
+cudaError_t launch_tile_bf16(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream) {
+  return launch_tile_dtype<__nv_bfloat16>(problem, config, stream);
+}
+
+}  // namespace csb::cuda

@@ -1,0 +1,34 @@
+#include "cuda/device/launch.cuh"
+#include "cuda/spmm/gather.h"
+#include "cuda/spmm/join.h"
+#include "cuda/spmm/spmm.h"
+#include "cuda/spmm/tile.h"
+
+namespace csb::cuda {
+namespace {
+
+cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream) {
+  switch (config.kernel) {
+    case plan::CudaKernel::kGather:
+      return dispatch_dtype(problem.dtype, [&](auto tag) {
+        return launch_gather<typename decltype(tag)::type>(problem, config, stream);
+      });
+    case plan::CudaKernel::kTile:
+      return launch_tile(problem, config, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+cudaError_t spmm(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream) {
+  plan::CudaSpmmConfig checked = config;
+  // One unit shares no strip, and without blocks no unit would visit the strips at all.
+  checked.split_strips = config.split_strips && problem.num_units > 1 && problem.w.num_blocks() > 0;
+  if (checked.split_strips && problem.partials == nullptr) return cudaErrorInvalidValue;
+  const cudaError_t error = launch_kernel(problem, checked, stream);
+  if (error != cudaSuccess || !checked.split_strips) return error;
+  return launch_join(problem, stream);
+}
+
+}  // namespace csb::cuda
