@@ -96,7 +96,7 @@ class _SDDMM(torch.autograd.Function):
 def _multiply(
     op, transposed, values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, activation
 ) -> torch.Tensor:
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.is_autocast_enabled(x.device.type) and values.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         values, x = values.to(dtype), x.to(dtype)
         bias = None if bias is None else bias.to(dtype)

@@ -1,0 +1,32 @@
+"""`python -m torch_csb info | bench …`"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import runpy
+import sys
+
+from torch_csb._build_info import build_info
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m torch_csb")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, architectures, what was built and what is missing")
+    commands.add_parser("bench", help="benchmarks, as python -m torch_csb.bench", add_help=False)
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "bench":
+        if importlib.util.find_spec("torch_csb.bench") is None:
+            parser.error("this installation has no torch_csb.bench")
+        sys.argv = ["python -m torch_csb.bench", *rest]
+        runpy.run_module("torch_csb.bench", run_name="__main__", alter_sys=True)
+        return 0
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    print(build_info())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

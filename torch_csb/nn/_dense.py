@@ -1,0 +1,177 @@
+"""What a dense nn.Linear or nn.Conv2d holds, and how its surroundings move to its replacement."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+_VALUE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_HOOKS = (
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+DENSE_ATTRIBUTES = {
+    nn.Linear: frozenset(vars(nn.Linear(1, 1, device="meta"))),
+    nn.Conv2d: frozenset(vars(nn.Conv2d(1, 1, 1, device="meta"))),
+}
+
+
+class DenseWeight(NamedTuple):
+    matrix: Tensor  # [m, k], a detached view
+    mask: Tensor | None  # bool [m, k]
+    parameter: nn.Parameter
+
+
+def obstacle(mod: nn.Module) -> str | None:
+    """Why ``mod`` can't become a CSB layer, as ``"kind of reason: detail"``, or None. Reads no data."""
+    if parametrize.is_parametrized(mod):
+        return "parametrized: its weight is computed from other tensors"
+    if type(mod) not in DENSE_ATTRIBUTES:
+        return f"not a plain layer: it is a {type(mod).__name__}, which may read its weight directly"
+    if isinstance(mod, nn.Conv2d) and (reason := _conv_obstacle(mod)):
+        return reason
+    if "forward" in vars(mod):
+        return "not a plain layer: its forward was replaced"
+    if mod._modules:
+        return f"not a plain layer: it has the submodule {next(iter(mod._modules))!r}"
+    if any(getattr(mod, name) for name in _STATE_HOOKS):
+        return "not a plain layer: its state_dict hooks know a dense weight"
+    known = {"weight", "bias"}
+    known |= {f"{name}_{part}" for name in ("weight", "bias") if is_pruned(mod, name) for part in ("orig", "mask")}
+    if extra := [name for name in (*mod._parameters, *mod._buffers) if name not in known]:
+        return f"not a plain layer: it holds the tensor {extra[0]!r}"
+    weight = weight_parameter(mod)
+    if reason := _weight_obstacle(weight):
+        return reason
+    bias = bias_parameter(mod)
+    if bias is not None and (bias.dtype, bias.device) != (weight.dtype, weight.device):
+        return (
+            f"unsupported bias: {bias.dtype} on {bias.device}, expected the weight's {weight.dtype} on {weight.device}"
+        )
+    return None
+
+
+def _conv_obstacle(mod: nn.Conv2d) -> str | None:
+    if tuple(mod.kernel_size) != (1, 1):
+        return f"not a 1x1 convolution: kernel_size is {tuple(mod.kernel_size)}"
+    if mod.groups != 1:
+        return f"grouped convolution: groups is {mod.groups}"
+    # "same" and "valid" add nothing around a 1x1 kernel.
+    if not isinstance(mod.padding, str) and any(mod.padding):
+        return f"padded convolution: padding is {tuple(mod.padding)}"
+    return None
+
+
+def _weight_obstacle(weight: nn.Parameter | None) -> str | None:
+    if weight is None:
+        return "parametrized: its weight is not a Parameter of its own"
+    if type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
+        return f"unsupported weight: it is a {type(weight.data).__name__}, expected a plain tensor"
+    if weight.layout != torch.strided:
+        return f"unsupported weight: its layout is {weight.layout}, expected torch.strided"
+    if weight.dtype not in _VALUE_DTYPES:
+        return f"unsupported weight: its dtype is {weight.dtype}, expected float64, float32, bfloat16 or float16"
+    if weight.device.type not in ("cpu", "cuda"):
+        return f"unsupported weight: it is on {weight.device}, expected cpu or cuda"
+    return None
+
+
+def is_pruned(mod: nn.Module, name: str) -> bool:
+    """Does nn.utils.prune compute ``mod.<name>``?"""
+    return any(_is_pruning_hook(hook, (name,)) for hook in mod._forward_pre_hooks.values())
+
+
+def _is_pruning_hook(hook: object, names: Collection[str]) -> bool:
+    return isinstance(hook, prune.BasePruningMethod) and hook._tensor_name in names
+
+
+def weight_parameter(mod: nn.Module) -> nn.Parameter | None:
+    """The trained tensor behind ``mod.weight``."""
+    return mod._parameters.get("weight_orig" if is_pruned(mod, "weight") else "weight")
+
+
+def bias_parameter(mod: nn.Module) -> nn.Parameter | None:
+    """The trained tensor behind ``mod.bias``."""
+    return mod._parameters.get("bias_orig" if is_pruned(mod, "bias") else "bias")
+
+
+def read_weight(mod: nn.Module, mask: Tensor | None = None) -> DenseWeight:
+    """The weight of a layer without an :func:`obstacle`; a pruning mask and ``mask`` are combined.
+
+    Raises:
+        ValueError: a mask has another shape, or a pruning mask holds more than zeros and ones.
+    """
+    parameter = weight_parameter(mod)
+    shape = parameter.shape
+    if mask is not None:
+        if mask.shape not in (shape, shape[:2]):
+            raise ValueError(f"mask: expected shape {tuple(shape)}, got {tuple(mask.shape)}")
+        mask = (mask != 0).to(parameter.device).view(shape)
+    if is_pruned(mod, "weight"):
+        pruning = mod._buffers["weight_mask"]
+        # A product orig * mask would cost another dense weight; zeros and ones make it needless.
+        if not _is_binary(pruning):
+            raise ValueError("pruning mask: expected zeros and ones, got other values")
+        kept = pruning != 0
+        mask = kept if mask is None else kept.logical_and_(mask)
+    matrix = parameter.detach()
+    if matrix.dim() == 4:
+        matrix = matrix[:, :, 0, 0]
+        mask = None if mask is None else mask[:, :, 0, 0]
+    return DenseWeight(matrix, mask, parameter)
+
+
+def _is_binary(mask: Tensor) -> bool:
+    if mask.dtype == torch.bool or mask.numel() == 0:
+        return True
+    low, high = mask.aminmax()
+    return bool((low >= 0) & (high <= 1) & (mask.sum(dtype=torch.float64) == torch.count_nonzero(mask)))
+
+
+def read_bias(mod: nn.Module, *, move: bool) -> nn.Parameter | None:
+    """The effective bias: the layer's very Parameter with ``move``, else a copy."""
+    pruned, bias = is_pruned(mod, "bias"), bias_parameter(mod)
+    if bias is None:
+        return None
+    effective = bias.detach() * mod._buffers["bias_mask"].to(bias.dtype) if pruned else bias.detach()
+    if not move:
+        return nn.Parameter(effective.clone(), requires_grad=bias.requires_grad)
+    if pruned:
+        bias.data = effective
+    return bias
+
+
+def carry_over(source: nn.Module, target: nn.Module, own: Collection[str], *, move: bool) -> None:
+    """Gives ``target`` the mode, the hooks (with their ids) and the user's attributes of ``source``.
+
+    ``own`` names the attributes that belong to the type of ``source``. With ``move`` both share the hook
+    dictionaries, so that handles given out earlier still remove their hook; ``source`` is then to be dropped.
+    """
+    target.training = source.training
+    target._is_full_backward_hook = source._is_full_backward_hook
+    for name in _HOOKS:
+        hooks = getattr(source, name)
+        setattr(target, name, hooks if move else hooks.copy())
+    pruning = [i for i, hook in target._forward_pre_hooks.items() if _is_pruning_hook(hook, ("weight", "bias"))]
+    for i in pruning:
+        del target._forward_pre_hooks[i]
+    standard = _MODULE_ATTRIBUTES.union(own, vars(target), ("weight", "bias"))
+    for name, value in vars(source).items():
+        if name not in standard:
+            vars(target)[name] = value

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from torch_csb import autograd
+from torch_csb.matrix import CSBMatrix
+from torch_csb.nn._layer import CSBLayer
+
+
+class CSBLinear(CSBLayer):
+    """``y = act(x Wᵀ + b)`` with W (out_features × in_features) in Compressed Sparse Blocks: a sparse ``nn.Linear``.
+
+    Args:
+        matrix: W, float64, float32, bfloat16 or float16, on CPU or CUDA. Its tensors are shared.
+        bias: ``[out_features]`` in the dtype of W, or None.
+        activation: None, ``"relu"``, ``"relu6"``, ``"silu"`` or ``"gelu"`` (exact).
+
+    Shapes: ``[*, in_features]`` to ``[*, out_features]``, any strides, contiguous output. Equivalent:
+    ``act(F.linear(x, layer.to_dense().weight, layer.bias))``.
+
+    Raises:
+        ValueError: a transposed matrix, another bias shape or dtype, an unknown activation.
+    """
+
+    in_features: int
+    out_features: int
+
+    _dense_type = nn.Linear
+    _own = CSBLayer._own | {"in_features", "out_features"}
+
+    def __init__(self, matrix: CSBMatrix, bias: Tensor | None = None, *, activation: str | None = None) -> None:
+        super().__init__(matrix, bias, activation=activation)
+        self.in_features, self.out_features = matrix.k, matrix.m
+
+    @classmethod
+    def _like(cls, mod: nn.Linear, matrix: CSBMatrix, bias: Tensor | None, activation: str | None) -> CSBLinear:
+        return cls(matrix, bias, activation=activation)
+
+    def _empty_dense(self) -> nn.Linear:
+        return nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+
+    def _shape_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Dictionary reads: nn.Module.__getattr__ would cost half a microsecond for each tensor.
+        parameters, buffers = self._parameters, self._buffers
+        return autograd.spmm(
+            parameters["values"],
+            buffers["codes"],
+            buffers["blk_ptr"],
+            buffers["blk_pad"],
+            buffers["units"],
+            x,
+            parameters["bias"],
+            self.m,
+            self.k,
+            self.block_size,
+            -1,
+            self._activation,
+        )

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_csb import convert
+from torch_csb.matrix import CSBMatrix
+from torch_csb.nn import _dense
+from torch_csb.nn._choice import Choice
+from torch_csb.nn._layer import CSBLayer, pack
+from torch_csb.nn._tree import Place, places, put
+from torch_csb.nn.conv import CSBConv2d
+from torch_csb.nn.linear import CSBLinear
+from torch_csb.nn.report import Report, ReportRow
+
+LAYERS: dict[type[nn.Module], type[CSBLayer]] = {nn.Linear: CSBLinear, nn.Conv2d: CSBConv2d}
+# Before this much time a progress bar is only flicker.
+_PROGRESS_AFTER_S = 1.0
+
+
+@torch.no_grad()
+def sparsify_(
+    model: nn.Module,
+    *,
+    filter_fn: Callable[[str, nn.Module], bool] | None = None,
+    exclude: str | nn.Module | Iterable[str | nn.Module] = (),
+    min_sparsity: float | str = "auto",
+    target: str = "auto",
+    dry_run: bool = False,
+    progress: bool | None = None,
+) -> Report:
+    """Replaces each pruned ``nn.Linear`` by a :class:`CSBLinear` and 1×1 ``nn.Conv2d`` by a :class:`CSBConv2d`.
+
+    A weight's zeros are its plain zeros, or the zeros of its ``nn.utils.prune`` mask (zeros inside the mask stay
+    entries; the pruning hooks, masks and originals are removed). Layers are converted one after the other, and each
+    dense weight is let go with its gradient before the next, so the peak is one layer extra. Hooks, mode, device,
+    dtype, ``requires_grad`` and bias Parameters are kept. Make the optimizer afterwards.
+
+    Args:
+        filter_fn: called with (name, module); a layer for which it is false is kept.
+        exclude: names (``"head"``), patterns (``"decoder.*.out"``) or modules to keep, with everything inside them.
+        min_sparsity: convert layers at least this sparse. ``"auto"`` asks for 0.5 and fewer bytes than dense.
+        target: ``"cpu"``, ``"cuda"`` or ``"auto"`` (CUDA where torch has it), where the model will run.
+        dry_run: change nothing, and return the report that a real run would.
+        progress: a bar on stderr; None shows it on a terminal when the work takes a while.
+
+    Returns:
+        A row for each Linear and Conv2d: shape, sparsity, bytes before and after, converted or kept, and why.
+
+    Raises:
+        TypeError: ``model`` is itself such a layer, which can't be replaced inside nothing.
+        ValueError: an argument out of range, or a name in ``exclude`` that the model doesn't have.
+
+    Warns:
+        UserWarning: nothing was converted, with the reasons.
+    """
+    if type(model) in LAYERS:
+        layer = LAYERS[type(model)].__name__
+        raise TypeError(
+            f"model: an nn.{type(model).__name__} can't be replaced in place; use torch_csb.{layer}.from_dense(model)"
+        )
+    if min_sparsity != "auto" and not (isinstance(min_sparsity, (int, float)) and 0 <= min_sparsity <= 1):
+        raise ValueError(f"min_sparsity: expected 'auto' or a number from 0 to 1, got {min_sparsity!r}")
+    convert.choose_layout(None, target)
+    found = places(model, lambda module: isinstance(module, (nn.Linear, nn.Conv2d, CSBLayer)))
+    choice = Choice(model, found, filter_fn, exclude, min_sparsity)
+    report = Report()
+    for place in _progress(found, progress, "packing"):
+        module = place.module()
+        row, matrix = _judge(place, module, choice, target)
+        report.rows.append(row)
+        if matrix is not None and not dry_run:
+            weight = _dense.weight_parameter(module)
+            put(place, LAYERS[type(module)]._replacing(module, matrix, move=True))
+            # An optimizer that still holds the dense weight must neither keep the gradient alive nor step on.
+            weight.grad = None
+        # Nothing of this layer may outlive its turn.
+        module = matrix = weight = None
+    if not report.converted:
+        _warn_nothing(report)
+    return report
+
+
+@torch.no_grad()
+def densify_(model: nn.Module, *, progress: bool | None = None) -> Report:
+    """The inverse of :func:`sparsify_`: replaces every CSB layer of ``model`` by its dense twin, in place.
+
+    Returns:
+        A row for each CSB layer.
+
+    Raises:
+        TypeError: ``model`` is itself a CSB layer; use its ``to_dense()``.
+        ValueError: a layer applies an activation, which a dense layer could not; nothing is changed then.
+    """
+    if isinstance(model, CSBLayer):
+        raise TypeError(f"model: a {type(model).__name__} can't be replaced in place; use its to_dense()")
+    found = places(model, lambda module: isinstance(module, CSBLayer))
+    for place in found:
+        if (activation := place.module().activation) is not None:
+            raise ValueError(f"{place.name}: a dense layer has no activation, got {activation!r}; set it to None first")
+    report = Report()
+    for place in _progress(found, progress, "unpacking"):
+        layer = place.module()
+        before = layer.matrix.nbytes
+        dense = layer._to_dense(move=True)
+        put(place, dense)
+        layer.values.grad = None
+        after = _bytes(dense.weight)
+        kind = type(layer).__name__
+        report.rows.append(ReportRow(place.name, kind, (layer.m, layer.k), layer.sparsity, before, after, "converted"))
+        layer = dense = None
+    return report
+
+
+def _judge(place: Place, module: Any, choice: Choice, target: str) -> tuple[ReportRow, CSBMatrix | None]:
+    """The report's row and, where the layer is to be converted, its packed weight."""
+    if isinstance(module, CSBLayer):
+        size = module.matrix.nbytes
+        row = (place.name, type(module).__name__, (module.m, module.k), module.sparsity, size)
+        return ReportRow(*row, size, "kept", choice.obstacle(place, module)), None
+    reason = choice.obstacle(place, module)
+    sparsity = matrix = None
+    shape, before = _shape_and_bytes(module)
+    after = before
+    if reason is None:
+        try:
+            sparsity = _sparsity(module)
+        except ValueError as error:
+            reason = str(error)
+    if sparsity is not None:
+        if sparsity < choice.min_sparsity:
+            reason = f"too dense: {100 * sparsity:.1f} % zeros, {100 * choice.min_sparsity:g} % are asked for"
+        else:
+            matrix = pack(module, target=target)
+            if choice.need_smaller and matrix.nbytes >= before:
+                reason = f"not smaller: {matrix.nbytes} bytes compressed, {before} dense"
+                matrix = None
+            else:
+                after = matrix.nbytes
+    action = "kept" if reason else "converted"
+    return ReportRow(place.name, type(module).__name__, shape, sparsity, before, after, action, reason or ""), matrix
+
+
+def _shape_and_bytes(module: nn.Module) -> tuple[tuple[int, ...], int]:
+    weight = _dense.weight_parameter(module)
+    if weight is None:  # Computed from other tensors: looked at for its shape alone.
+        weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or isinstance(weight, nn.parameter.UninitializedParameter):
+        return (), 0
+    shape = weight.shape[:2] if all(size == 1 for size in weight.shape[2:]) else weight.shape
+    return tuple(shape), _bytes(weight)
+
+
+def _bytes(weight: Tensor) -> int:
+    return weight.numel() * weight.element_size()
+
+
+def _sparsity(module: nn.Module) -> float:
+    matrix, mask, _ = _dense.read_weight(module)
+    kept = torch.count_nonzero(matrix if mask is None else mask).item()
+    return 1.0 - kept / matrix.numel() if matrix.numel() else 0.0
+
+
+def _warn_nothing(report: Report) -> None:
+    if report.rows:
+        counts = Counter(row.reason.split(":")[0] for row in report.rows)
+        why = "; ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        message = f"sparsify_ converted none of {len(report.rows)} layers ({why}); the report tells each one's reason"
+    else:
+        message = "sparsify_ converted nothing: the model holds no nn.Linear and no nn.Conv2d"
+    # Past torch.no_grad's wrapper, at the caller's line.
+    warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def _progress(found: list[Place], progress: bool | None, what: str) -> Iterator[Place]:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield from found
+        return
+    # tqdm's own disable=None means: only on a terminal.
+    disable = None if progress is None else not progress
+    delay = 0.0 if progress else _PROGRESS_AFTER_S
+    yield from tqdm(found, what, disable=disable, delay=delay, unit=" layers", file=sys.stderr, leave=False)
