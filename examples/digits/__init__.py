@@ -1,0 +1,1 @@
+"""The parts of demo_digits.py: data and net, training, measurements, the report."""
