@@ -7,11 +7,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from torch_csb import _load  # noqa: F401  (registers the operators)
 
-
 _ops = torch.ops.torch_csb
 
 
 def _product(values, x, features: int, dim: int) -> torch.Tensor:
+    if values.device != x.device:
+        raise RuntimeError(f"values: expected a tensor on {x.device} like x, got one on {values.device}")
     shape = list(x.shape)
     shape[dim] = features
     return values.new_empty(shape)
@@ -29,6 +30,8 @@ def _(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, ac
 
 @torch.library.register_fake("torch_csb::sddmm")
 def _(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim):
+    if codes.device != a.device:
+        raise RuntimeError(f"codes: expected a tensor on {a.device} like a, got one on {codes.device}")
     return a.new_empty(codes.shape[0] // 2)
 
 

@@ -78,9 +78,16 @@ def pack_dense(w: torch.Tensor, mask: torch.Tensor | None, layout: Layout) -> di
     stored = int(blk_ptr[-1])
     blk_ptr, blk_pad = blk_ptr.to(w.device), blk_pad.to(w.device)
     values, codes = torch.ops.torch_csb.pack(w, mask, blk_ptr, blk_pad, block_size, stored)
-    return dict(
-        values=values, codes=codes, blk_ptr=blk_ptr, blk_pad=blk_pad, units=units, m=m, k=k, layout=layout
-    )
+    return {
+        "values": values,
+        "codes": codes,
+        "blk_ptr": blk_ptr,
+        "blk_pad": blk_pad,
+        "units": units,
+        "m": m,
+        "k": k,
+        "layout": layout,
+    }
 
 
 def pack_entries(
@@ -99,7 +106,9 @@ def pack_entries(
     mb, kb = -(-m // block_size), -(-k // block_size)
     for name, index, size in (("row", row, m), ("col", col, k)):
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= size):
-            raise ValueError(f"{name}: expected indices from 0 to {size - 1}, got {int(index.min())} to {int(index.max())}")
+            raise ValueError(
+                f"{name}: expected indices from 0 to {size - 1}, got {int(index.min())} to {int(index.max())}"
+            )
     block = (row >> shift) * kb + (col >> shift)
     local_row, local_col = row & (block_size - 1), col & (block_size - 1)
     key, order = ((block << 2 * shift) | (local_row << shift) | local_col).sort()
@@ -120,16 +129,16 @@ def pack_entries(
     packed[place] = values[order]
     codes = torch.zeros(stored, 2, dtype=torch.uint8, device=values.device)
     codes[place] = layout.encode(local_row, local_col).view(-1, 2)
-    return dict(
-        values=packed,
-        codes=codes.view(-1),
-        blk_ptr=blk_ptr,
-        blk_pad=blk_pad,
-        units=units,
-        m=m,
-        k=k,
-        layout=layout,
-    )
+    return {
+        "values": packed,
+        "codes": codes.view(-1),
+        "blk_ptr": blk_ptr,
+        "blk_pad": blk_pad,
+        "units": units,
+        "m": m,
+        "k": k,
+        "layout": layout,
+    }
 
 
 def pack_coo(w: torch.Tensor, layout: Layout) -> dict[str, Any]:
@@ -159,9 +168,7 @@ def pack_scipy(w: scipy.sparse.spmatrix | scipy.sparse.sparray, layout: Layout) 
 
 
 def unpack_dense(w: CSBMatrix) -> torch.Tensor:
-    return torch.ops.torch_csb.unpack(
-        w.values.detach(), w.codes, w.blk_ptr, w.blk_pad, w.m, w.k, w.block_size
-    )
+    return torch.ops.torch_csb.unpack(w.values.detach(), w.codes, w.blk_ptr, w.blk_pad, w.m, w.k, w.block_size)
 
 
 def coordinates(w: CSBMatrix) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,6 +194,6 @@ def unpack_scipy(w: CSBMatrix) -> scipy.sparse.csr_array:
 
     coo = unpack_coo(w).cpu()
     values = coo.values()
-    if values.dtype == torch.bfloat16:
+    if values.dtype in (torch.bfloat16, torch.float16):
         values = values.float()
     return scipy.sparse.coo_array((values.numpy(), coo.indices().numpy()), shape=tuple(w.shape)).tocsr()

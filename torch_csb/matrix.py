@@ -84,16 +84,12 @@ class CSBMatrix:
         return CSBMatrix(**convert.pack_dense(w, mask, convert.choose_layout(block_size, target)))
 
     @staticmethod
-    def from_coo(
-        w: torch.Tensor, *, block_size: int | None = None, target: str = "auto"
-    ) -> CSBMatrix:
+    def from_coo(w: torch.Tensor, *, block_size: int | None = None, target: str = "auto") -> CSBMatrix:
         """Packs a ``torch.sparse_coo`` matrix; duplicate coordinates are added up, explicit zeros stay."""
         return CSBMatrix(**convert.pack_coo(w, convert.choose_layout(block_size, target)))
 
     @staticmethod
-    def from_csr(
-        w: torch.Tensor, *, block_size: int | None = None, target: str = "auto"
-    ) -> CSBMatrix:
+    def from_csr(w: torch.Tensor, *, block_size: int | None = None, target: str = "auto") -> CSBMatrix:
         """Packs a ``torch.sparse_csr`` matrix; explicit zeros stay entries."""
         return CSBMatrix(**convert.pack_csr(w, convert.choose_layout(block_size, target)))
 
@@ -246,7 +242,7 @@ class CSBMatrix:
         return convert.unpack_coo(self).to_sparse_csr()
 
     def to_scipy(self) -> scipy.sparse.csr_array:
-        """A ``scipy.sparse.csr_array`` on the host; bfloat16 becomes float32, which SciPy has."""
+        """A ``scipy.sparse.csr_array`` on the host; 16-bit values become float32, which SciPy has."""
         return convert.unpack_scipy(self)
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,7 @@ def _require(condition: bool, invariant: int, message: str) -> None:
 
 
 def _vector(tensor: torch.Tensor, name: str, invariant: int, dtypes: tuple[torch.dtype, ...], length: int) -> None:
-    _require(
-        tensor.dtype in dtypes, invariant, f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}"
-    )
+    _require(tensor.dtype in dtypes, invariant, f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
     _require(
         tensor.shape == (length,) and tensor.is_contiguous(),
         invariant,
@@ -57,7 +55,7 @@ def validate_arrays(
     _vector(blk_pad, "blk_pad", 5, (torch.uint8,), blocks)
     ends = blk_ptr[[0, -1]].tolist()
     _require(ends[0] == 0, 2, f"blk_ptr: expected to start at 0, got {ends[0]}")
-    sizes = blk_ptr.diff().to(torch.int64)
+    sizes = blk_ptr.to(torch.int64).diff()
     if blocks:
         worst = int(sizes.argmin())
         _require(int(sizes[worst]) >= 0, 2, f"blk_ptr: expected a monotone prefix, it falls after block {worst}")
@@ -69,17 +67,19 @@ def validate_arrays(
     if not blocks:
         return
     misaligned = blk_ptr % layout.alignment != 0
-    _require(
-        not bool(misaligned.any()), 2, f"blk_ptr: expected multiples of the alignment {layout.alignment}"
-    )
+    _require(not bool(misaligned.any()), 2, f"blk_ptr: expected multiples of the alignment {layout.alignment}")
     pad = blk_pad.to(torch.int64)
     bad = (pad > sizes) | (pad >= layout.alignment)
-    _require(not bool(bad.any()), 5, f"blk_pad: block {int(bad.long().argmax())} has more padding than its size or alignment allow")
+    _require(
+        not bool(bad.any()),
+        5,
+        f"blk_pad: block {int(bad.long().argmax())} has more padding than its size or alignment allow",
+    )
     counts = sizes - pad
     _require(
         int(counts.max()) <= block_size**2,
         4,
-        f"blk_ptr: block {int(counts.argmax())} holds {int(counts.max())} entries, more than its {block_size**2} elements",
+        f"blk_ptr: block {int(counts.argmax())} holds {int(counts.max())} entries, has {block_size**2} elements",
     )
 
     # The codes (3, 4, 5).

@@ -133,10 +133,16 @@ template <typename Two, typename Four, typename Eight>
 void for_block_rows(const ConvertProblem& p, int64_t begin, int64_t end, Two two, Four four, Eight eight) {
   for (int64_t row = begin; row < end; ++row) {
     switch (p.dtype) {
-      case DType::kFloat64: eight(p, row); continue;
-      case DType::kFloat32: four(p, row); continue;
+      case DType::kFloat64:
+        eight(p, row);
+        continue;
+      case DType::kFloat32:
+        four(p, row);
+        continue;
       case DType::kBFloat16:
-      case DType::kFloat16: two(p, row); continue;
+      case DType::kFloat16:
+        two(p, row);
+        continue;
     }
     __builtin_trap();
   }

@@ -6,7 +6,8 @@
 #define CSB_VECTOR_BYTES 64
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
@@ -21,7 +22,8 @@
 #endif
 
 namespace csb::cpu {
-const Kernels kKernelsAvx512 = {"avx512", isa_avx512::spmm, isa_avx512::join, isa_avx512::sddmm, isa_avx512::sddmm_join};
+const Kernels kKernelsAvx512 = {"avx512", isa_avx512::spmm, isa_avx512::join, isa_avx512::sddmm,
+                                isa_avx512::sddmm_join};
 }  // namespace csb::cpu
 
 #endif  // defined(__x86_64__)

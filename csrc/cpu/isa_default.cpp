@@ -6,5 +6,6 @@
 #include "cpu/kernel_table.h"
 
 namespace csb::cpu {
-const Kernels kKernelsDefault = {"default", isa_default::spmm, isa_default::join, isa_default::sddmm, isa_default::sddmm_join};
+const Kernels kKernelsDefault = {"default", isa_default::spmm, isa_default::join, isa_default::sddmm,
+                                 isa_default::sddmm_join};
 }  // namespace csb::cpu

@@ -7,13 +7,17 @@
 // kernel_prelude.h.
 namespace csb::cpu::CSB_CPU_ISA {
 
-#define CSB_FOR_DTYPE(dtype, function, ...)                                \
-  switch (dtype) {                                                         \
-    case DType::kFloat64: return function<double>(__VA_ARGS__);            \
-    case DType::kFloat32: return function<float>(__VA_ARGS__);             \
-    case DType::kBFloat16: return function<BFloat16>(__VA_ARGS__);         \
-    case DType::kFloat16: return function<Float16>(__VA_ARGS__);           \
-  }                                                                        \
+#define CSB_FOR_DTYPE(dtype, function, ...)   \
+  switch (dtype) {                            \
+    case DType::kFloat64:                     \
+      return function<double>(__VA_ARGS__);   \
+    case DType::kFloat32:                     \
+      return function<float>(__VA_ARGS__);    \
+    case DType::kBFloat16:                    \
+      return function<BFloat16>(__VA_ARGS__); \
+    case DType::kFloat16:                     \
+      return function<Float16>(__VA_ARGS__);  \
+  }                                           \
   __builtin_trap()
 
 inline void spmm(const SpmmProblem& p, const plan::CpuSpmmConfig& config, int64_t begin, int64_t end) {

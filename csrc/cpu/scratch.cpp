@@ -25,8 +25,8 @@ thread_local Buffer buffer;
 std::byte* scratch(int64_t bytes) {
   if (bytes > buffer.size) {
     buffer.release();
-    buffer.data = static_cast<std::byte*>(::operator new(static_cast<size_t>(bytes),
-                                                         std::align_val_t(kScratchAlignment)));
+    buffer.data =
+        static_cast<std::byte*>(::operator new(static_cast<size_t>(bytes), std::align_val_t(kScratchAlignment)));
     buffer.size = bytes;
   }
   return buffer.data;

@@ -40,7 +40,8 @@ struct DotBlock {
     return Interleave<C, kCount>::low(even, odd) + Interleave<C, kCount>::high(even, odd);
   }
 
-  // {sum of v0, sum of v1, sum of v2, sum of v3}: two rounds leave lane i with a part of v[i % 4], halving does the rest.
+  // {sum of v0, sum of v1, sum of v2, sum of v3}: two rounds leave lane i with a part of v[i % 4], halving does the
+  // rest.
   static CSB_INLINE Vector<C, 4> add_lanes_of_four(const V (&v)[4]) {
     const V all = merge(merge(v[0], v[2]), merge(v[1], v[3]));
     return fold_to_four<kCount>(all);
@@ -88,12 +89,18 @@ struct DotBlock<C, 1> {
 template <typename C>
 DotKernel<C> choose_dot_kernel(int32_t width) {
   switch (width) {
-    case 1: return DotBlock<C, 1>::run;
-    case 4: return DotBlock<C, 4>::run;
-    case 8: return DotBlock<C, 8>::run;
-    case 16: return DotBlock<C, 16>::run;
-    case 32: return DotBlock<C, 32>::run;
-    case 64: return DotBlock<C, 64>::run;
+    case 1:
+      return DotBlock<C, 1>::run;
+    case 4:
+      return DotBlock<C, 4>::run;
+    case 8:
+      return DotBlock<C, 8>::run;
+    case 16:
+      return DotBlock<C, 16>::run;
+    case 32:
+      return DotBlock<C, 32>::run;
+    case 64:
+      return DotBlock<C, 64>::run;
   }
   __builtin_trap();
 }

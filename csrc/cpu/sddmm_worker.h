@@ -106,12 +106,12 @@ class SddmmWorker {
   const SddmmProblem& p_;
   const plan::CpuSddmmConfig& config_;
   const int32_t block_size_;
-  int32_t kept_;            // block columns whose packed tile of B stays
+  int32_t kept_;  // block columns whose packed tile of B stays
   int64_t group_entries_;
-  C* a_tile_;               // [block_size][width]
-  C* b_tiles_;              // [kept_ + 1][block_size][width]
-  C* sum_;                  // [group_entries_]
-  uint8_t* is_packed_;      // [kept_]
+  C* a_tile_;           // [block_size][width]
+  C* b_tiles_;          // [kept_ + 1][block_size][width]
+  C* sum_;              // [group_entries_]
+  uint8_t* is_packed_;  // [kept_]
   int32_t width_ = 0;
   Columns a_;
   Columns b_;

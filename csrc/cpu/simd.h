@@ -34,7 +34,7 @@ CSB_INLINE To bit_cast(const From& from) {
   return to;
 }
 
-// a0 b0 a1 b1 ... : the low halves of a and b (interleave_low) or the high ones, element by element.
+// a0 b0 a1 b1 ...: low() of the low halves of a and b, high() of the high ones.
 #if defined(__clang__) || __GNUC__ >= 12
 #define CSB_SHUFFLE(V, I, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else

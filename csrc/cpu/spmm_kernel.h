@@ -111,12 +111,18 @@ BlockKernel<C> block_kernel(bool transposed) {
 template <typename C>
 BlockKernel<C> choose_block_kernel(int32_t width, bool transposed) {
   switch (width) {
-    case 1: return block_kernel<C, 1>(transposed);
-    case 4: return block_kernel<C, 4>(transposed);
-    case 8: return block_kernel<C, 8>(transposed);
-    case 16: return block_kernel<C, 16>(transposed);
-    case 32: return block_kernel<C, 32>(transposed);
-    case 64: return block_kernel<C, 64>(transposed);
+    case 1:
+      return block_kernel<C, 1>(transposed);
+    case 4:
+      return block_kernel<C, 4>(transposed);
+    case 8:
+      return block_kernel<C, 8>(transposed);
+    case 16:
+      return block_kernel<C, 16>(transposed);
+    case 32:
+      return block_kernel<C, 32>(transposed);
+    case 64:
+      return block_kernel<C, 64>(transposed);
   }
   __builtin_trap();
 }

@@ -89,9 +89,7 @@ class SpmmWorker {
  private:
   static constexpr bool kConverts = !std::is_same_v<T, C>;
 
-  int32_t features_of(int32_t strip) const {
-    return min_of(block_size_, p_.out_features() - strip * block_size_);
-  }
+  int32_t features_of(int32_t strip) const { return min_of(block_size_, p_.out_features() - strip * block_size_); }
 
   C* share(int32_t unit, int32_t strip) const {
     return static_cast<C*>(p_.partials) + (int64_t{unit} + strip) * block_size_ * p_.y.columns + first_column_;
@@ -163,11 +161,11 @@ class SpmmWorker {
   const SpmmProblem& p_;
   const int32_t tile_n_;
   const int32_t block_size_;
-  int32_t kept_;         // input blocks whose packed tile stays
-  C* sum_;               // [block_size][width]
-  C* packed_;            // [kept_ + 1][block_size][width]
-  C* chunk_;             // [kValueChunk]
-  uint8_t* is_packed_;   // [kept_]
+  int32_t kept_;        // input blocks whose packed tile stays
+  C* sum_;              // [block_size][width]
+  C* packed_;           // [kept_ + 1][block_size][width]
+  C* chunk_;            // [kValueChunk]
+  uint8_t* is_packed_;  // [kept_]
   int64_t first_column_ = 0;
   int32_t width_ = 0;
   Columns x_;

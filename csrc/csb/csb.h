@@ -26,12 +26,12 @@ namespace csb {
 struct CsbView {
   int32_t m;
   int32_t k;
-  int32_t block_shift;      // log2(block_size), 1 ... 8
-  int32_t mb;               // block rows
-  int32_t kb;               // block columns
-  const int32_t* blk_ptr;   // [mb * kb + 1]
-  const uint8_t* blk_pad;   // [mb * kb]
-  const uint16_t* codes;    // [blk_ptr[mb * kb]], 2-byte aligned
+  int32_t block_shift;     // log2(block_size), 1 ... 8
+  int32_t mb;              // block rows
+  int32_t kb;              // block columns
+  const int32_t* blk_ptr;  // [mb * kb + 1]
+  const uint8_t* blk_pad;  // [mb * kb]
+  const uint16_t* codes;   // [blk_ptr[mb * kb]], 2-byte aligned
 
   CSB_HOST_DEVICE int32_t block_size() const { return 1 << block_shift; }
   CSB_HOST_DEVICE int32_t num_blocks() const { return mb * kb; }
@@ -49,9 +49,7 @@ CSB_HOST_DEVICE constexpr int32_t encode(int32_t row, int32_t col, int32_t block
   return (row << block_shift) | (col ^ swizzle(row, block_shift));
 }
 
-CSB_HOST_DEVICE constexpr int32_t code_row(int32_t code, int32_t block_shift) {
-  return code >> block_shift;
-}
+CSB_HOST_DEVICE constexpr int32_t code_row(int32_t code, int32_t block_shift) { return code >> block_shift; }
 
 CSB_HOST_DEVICE constexpr int32_t code_col(int32_t code, int32_t block_shift) {
   return (code & ((1 << block_shift) - 1)) ^ swizzle(code >> block_shift, block_shift);

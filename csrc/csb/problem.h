@@ -16,8 +16,8 @@ enum class Activation : int32_t { kNone, kRelu, kRelu6, kSilu, kGelu };
 struct DenseView {
   void* data;
   int64_t stride_f;
-  int64_t columns;    // size[0] * size[1] * size[2]
-  int64_t size[3];    // outermost first; every size >= 1 when columns > 0
+  int64_t columns;  // size[0] * size[1] * size[2]
+  int64_t size[3];  // outermost first; every size >= 1 when columns > 0
   int64_t stride[3];
 
   CSB_HOST_DEVICE int64_t column_offset(int64_t j) const {
@@ -37,17 +37,17 @@ struct DenseView {
 // because units and strips advance together), and join() adds the slots up in unit order.
 struct SpmmProblem {
   CsbView w;
-  DType dtype;              // of values, x, y and bias
+  DType dtype;  // of values, x, y and bias
   bool transposed;
-  const void* values;       // [blk_ptr[mb * kb]]
-  const int32_t* units;     // [num_units + 1]
-  int32_t num_units;        // >= 1
-  DenseView x;              // in_features() x columns, read only
-  DenseView y;              // out_features() x columns, every element is written
-  const void* bias;         // [out_features()], may be null
+  const void* values;    // [blk_ptr[mb * kb]]
+  const int32_t* units;  // [num_units + 1]
+  int32_t num_units;     // >= 1
+  DenseView x;           // in_features() x columns, read only
+  DenseView y;           // out_features() x columns, every element is written
+  const void* bias;      // [out_features()], may be null
   Activation activation;
-  void* partials;           // [num_units + strips(), block_size, columns] in the accumulator type
-                            // (double for kFloat64, else float); null when no strip is shared
+  void* partials;  // [num_units + strips(), block_size, columns] in the accumulator type
+                   // (double for kFloat64, else float); null when no strip is shared
 
   CSB_HOST_DEVICE int32_t out_features() const { return transposed ? w.k : w.m; }
   CSB_HOST_DEVICE int32_t in_features() const { return transposed ? w.m : w.k; }
@@ -62,32 +62,32 @@ struct SpmmProblem {
 // grad_values[e] = sum_j A[row(e), j] * B[col(e), j] for every entry e, 0 for padding.
 struct SddmmProblem {
   CsbView w;
-  DType dtype;              // of a, b and grad_values
-  const int32_t* units;     // [num_units + 1], row-major positions
+  DType dtype;           // of a, b and grad_values
+  const int32_t* units;  // [num_units + 1], row-major positions
   int32_t num_units;
-  DenseView a;              // m x columns, read only
-  DenseView b;              // k x columns, read only
-  void* grad_values;        // [blk_ptr[mb * kb]], every element is written
-  int64_t entries;          // blk_ptr[mb * kb], padding included
-  int32_t column_splits;    // >= 1: the columns are cut into this many runs, summed in order by join
-  void* partials;           // [column_splits, entries] in the accumulator type; null when 1
+  DenseView a;            // m x columns, read only
+  DenseView b;            // k x columns, read only
+  void* grad_values;      // [blk_ptr[mb * kb]], every element is written
+  int64_t entries;        // blk_ptr[mb * kb], padding included
+  int32_t column_splits;  // >= 1: the columns are cut into this many runs, summed in order by join
+  void* partials;         // [column_splits, entries] in the accumulator type; null when 1
 };
 
 // Between a dense W (element (i, j) at i * stride_row + j * stride_col) and CSB. An element is kept
 // where mask is non-zero, or, without a mask, where the weight itself compares unequal to zero
 // (NaN is kept).
 struct ConvertProblem {
-  CsbView w;                // counting: blk_ptr, blk_pad and codes may be null
-  DType dtype;              // of dense and values
-  void* dense;              // read by count and pack, written everywhere by unpack
+  CsbView w;    // counting: blk_ptr, blk_pad and codes may be null
+  DType dtype;  // of dense and values
+  void* dense;  // read by count and pack, written everywhere by unpack
   int64_t stride_row;
   int64_t stride_col;
-  const uint8_t* mask;      // bool, same shape, may be null
+  const uint8_t* mask;  // bool, same shape, may be null
   int64_t mask_stride_row;
   int64_t mask_stride_col;
-  int32_t* counts;          // count: [mb * kb], kept elements of each block
-  uint16_t* codes;          // pack: [blk_ptr[mb * kb]], padding gets 0
-  void* values;             // pack writes (padding gets 0), unpack reads
+  int32_t* counts;  // count: [mb * kb], kept elements of each block
+  uint16_t* codes;  // pack: [blk_ptr[mb * kb]], padding gets 0
+  void* values;     // pack writes (padding gets 0), unpack reads
 };
 
 }  // namespace csb

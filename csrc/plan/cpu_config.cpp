@@ -24,18 +24,18 @@ int32_t tile_for(DType dtype, int64_t columns) {
 
 }  // namespace
 
-CpuSpmmConfig choose_cpu_spmm(DType dtype, int32_t block_shift, int32_t strips, int32_t num_units, int64_t columns) {
-  (void)block_shift;
+CpuSpmmConfig choose_cpu_spmm(DType dtype, int32_t /*block_shift*/, int32_t strips, int32_t num_units,
+                              int64_t columns) {
   const int32_t tile_n = tile_for(dtype, columns);
   const int64_t tiles = ceil_div<int64_t>(columns, tile_n);
   if (num_units <= 1) return {tile_n, false, "one work unit: whole strips"};
-  if (tiles <= kFewTiles) return {tile_n, true, "few columns: work units balance the nonzeros, shared strips are joined"};
+  if (tiles <= kFewTiles)
+    return {tile_n, true, "few columns: work units balance the nonzeros, shared strips are joined"};
   if (tiles * strips < kEnoughTasks) return {tile_n, true, "few strips: work units make more tasks"};
   return {tile_n, false, "many column tiles: whole strips, nothing to join"};
 }
 
-CpuSddmmConfig choose_cpu_sddmm(DType dtype, int32_t block_shift, int32_t num_units, int64_t columns) {
-  (void)block_shift;
+CpuSddmmConfig choose_cpu_sddmm(DType dtype, int32_t /*block_shift*/, int32_t num_units, int64_t columns) {
   const int32_t tile_n = tile_for(dtype, columns);
   const int64_t wanted = ceil_div<int64_t>(kEnoughTasks, max_of(num_units, 1));
   const int64_t possible = max_of<int64_t>(columns / kMinSplitColumns, 1);

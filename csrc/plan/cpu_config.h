@@ -5,8 +5,8 @@
 namespace csb::plan {
 
 struct CpuSpmmConfig {
-  int32_t tile_n;       // columns a task computes at once
-  bool split_strips;    // a task is one unit (strips may be shared and joined), else one whole strip
+  int32_t tile_n;     // columns a task computes at once
+  bool split_strips;  // a task is one unit (strips may be shared and joined), else one whole strip
   const char* reason;
 };
 

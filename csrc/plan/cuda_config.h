@@ -11,8 +11,8 @@ enum class CudaKernel : int32_t {
 
 struct CudaSpmmConfig {
   CudaKernel kernel;
-  int32_t tile_n;       // columns a thread block computes
-  bool split_strips;    // a thread block walks one unit (strips may be shared and joined), else one whole strip
+  int32_t tile_n;     // columns a thread block computes
+  bool split_strips;  // a thread block walks one unit (strips may be shared and joined), else one whole strip
   const char* reason;
 };
 

@@ -25,8 +25,8 @@ void for_each_range(int64_t tasks, int64_t work, const Run& run) {
 Tensor spmm_either(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad,
                    const Tensor& units, const Tensor& x, const std::optional<Tensor>& bias, int64_t m, int64_t k,
                    int64_t block_size, int64_t dim, int64_t activation, bool transposed) {
-  SpmmCall call = prepare_spmm(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, activation,
-                               transposed);
+  SpmmCall call =
+      prepare_spmm(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, activation, transposed);
   SpmmProblem& problem = call.problem;
   if (call.y.numel() == 0) return call.y;
   plan::CpuSpmmConfig config = plan::choose_cpu_spmm(problem.dtype, problem.w.block_shift, problem.strips(),
@@ -99,11 +99,11 @@ Tensor unpack(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr, 
 }
 
 Tensor plan_units(const Tensor& blk_ptr, const Tensor& blk_pad, int64_t mb, int64_t kb) {
-  check(mb >= 0 && kb >= 0, "mb, kb: expected non-negative sizes, got ", mb, " and ", kb);
-  check(blk_ptr.scalar_type() == ScalarType::Int && blk_ptr.is_contiguous() && blk_ptr.numel() == mb * kb + 1,
-        "blk_ptr: expected ", mb * kb + 1, " contiguous int32 elements, got ", blk_ptr.numel());
-  check(blk_pad.scalar_type() == ScalarType::Byte && blk_pad.is_contiguous() && blk_pad.numel() == mb * kb,
-        "blk_pad: expected ", mb * kb, " contiguous uint8 elements, got ", blk_pad.numel());
+  CSB_CHECK(mb >= 0 && kb >= 0, "mb, kb: expected non-negative sizes, got ", mb, " and ", kb);
+  CSB_CHECK(blk_ptr.scalar_type() == ScalarType::Int && blk_ptr.is_contiguous() && blk_ptr.numel() == mb * kb + 1,
+            "blk_ptr: expected ", mb * kb + 1, " contiguous int32 elements, got ", blk_ptr.numel());
+  CSB_CHECK(blk_pad.scalar_type() == ScalarType::Byte && blk_pad.is_contiguous() && blk_pad.numel() == mb * kb,
+            "blk_pad: expected ", mb * kb, " contiguous uint8 elements, got ", blk_pad.numel());
   const plan::Units units =
       plan::plan_units(static_cast<const int32_t*>(blk_ptr.data_ptr()), static_cast<const uint8_t*>(blk_pad.data_ptr()),
                        static_cast<int32_t>(mb), static_cast<int32_t>(kb));

@@ -16,7 +16,7 @@ namespace csb::border {
 namespace {
 
 void check_cuda(cudaError_t status, const char* what) {
-  check(status == cudaSuccess, what, ": CUDA error: ", cudaGetErrorString(status));
+  CSB_CHECK(status == cudaSuccess, what, ": CUDA error: ", cudaGetErrorString(status));
 }
 
 // Makes the tensors' device current and finds its stream for the time of one call.
@@ -30,8 +30,8 @@ class Launch {
     int major = 0;
     check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device attributes");
     check_cuda(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device), "device attributes");
-    check(major >= 8, "torch_csb needs a GPU of compute capability 8.0 or later, cuda:", device, " has ", major,
-          ".x; move the model to the CPU or densify_ it");
+    CSB_CHECK(major >= 8, "torch_csb needs a GPU of compute capability 8.0 or later, cuda:", device, " has ", major,
+              ".x; move the model to the CPU or densify_ it");
   }
 
   cudaStream_t stream() const { return stream_; }
@@ -46,14 +46,13 @@ class Launch {
 Tensor spmm_either(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad,
                    const Tensor& units, const Tensor& x, const std::optional<Tensor>& bias, int64_t m, int64_t k,
                    int64_t block_size, int64_t dim, int64_t activation, bool transposed) {
-  SpmmCall call = prepare_spmm(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, activation,
-                               transposed);
+  SpmmCall call =
+      prepare_spmm(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, activation, transposed);
   SpmmProblem& problem = call.problem;
   if (call.y.numel() == 0) return call.y;
   const Launch launch(call.y);
-  plan::CudaSpmmConfig config =
-      plan::choose_cuda_spmm(problem.dtype, problem.w.block_shift, problem.strips(), problem.num_units,
-                             problem.y.columns, launch.multiprocessors());
+  plan::CudaSpmmConfig config = plan::choose_cuda_spmm(problem.dtype, problem.w.block_shift, problem.strips(),
+                                                       problem.num_units, problem.y.columns, launch.multiprocessors());
   config.split_strips = config.split_strips && problem.num_units > 1;
   if (config.split_strips) allocate_partials(call);
   check_cuda(cuda::spmm(problem, config, launch.stream()), transposed ? "spmm_t" : "spmm");
@@ -78,9 +77,8 @@ Tensor sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, 
   SddmmProblem& problem = call.problem;
   if (problem.entries == 0) return call.grad_values;
   const Launch launch(call.grad_values);
-  const plan::CudaSddmmConfig config =
-      plan::choose_cuda_sddmm(problem.dtype, problem.w.block_shift, problem.num_units, problem.a.columns,
-                              launch.multiprocessors());
+  const plan::CudaSddmmConfig config = plan::choose_cuda_sddmm(problem.dtype, problem.w.block_shift, problem.num_units,
+                                                               problem.a.columns, launch.multiprocessors());
   if (config.column_splits > 1) allocate_partials(call, config.column_splits);
   check_cuda(cuda::sddmm(problem, config, launch.stream()), "sddmm");
   return call.grad_values;

@@ -71,39 +71,41 @@ struct Device {
 
 void check_device(const Tensor& tensor, const char* name, const Device& device, const char* first) {
   const bool known = tensor.is_cuda() || tensor.is_cpu();
-  const bool same = known && tensor.is_cuda() == device.cuda && (!device.cuda || tensor.get_device_index() == device.index);
+  const bool same =
+      known && tensor.is_cuda() == device.cuda && (!device.cuda || tensor.get_device_index() == device.index);
   if (!same) fail(name, ": expected a tensor on ", device, " like ", first, ", got one on ", Device(tensor));
 }
 
 void check_dtype(const Tensor& tensor, const char* name, ScalarType type) {
-  check(tensor.scalar_type() == type, name, ": expected dtype ", name_of(type), ", got ", name_of(tensor.scalar_type()));
+  CSB_CHECK(tensor.scalar_type() == type, name, ": expected dtype ", name_of(type), ", got ",
+            name_of(tensor.scalar_type()));
 }
 
 void check_vector(const Tensor& tensor, const char* name, int64_t length) {
-  check(tensor.dim() == 1 && tensor.is_contiguous(), name, ": expected a contiguous 1-D tensor, got shape ",
-        shape_of(tensor.sizes()));
-  check(tensor.numel() == length, name, ": expected ", length, " elements, got ", tensor.numel());
+  CSB_CHECK(tensor.dim() == 1 && tensor.is_contiguous(), name, ": expected a contiguous 1-D tensor, got shape ",
+            shape_of(tensor.sizes()));
+  CSB_CHECK(tensor.numel() == length, name, ": expected ", length, " elements, got ", tensor.numel());
 }
 
 int32_t shift_of(int64_t block_size) {
-  check(block_size >= 2 && block_size <= 256 && (block_size & (block_size - 1)) == 0,
-        "block_size: expected a power of two from 2 to 256, got ", block_size);
+  CSB_CHECK(block_size >= 2 && block_size <= 256 && (block_size & (block_size - 1)) == 0,
+            "block_size: expected a power of two from 2 to 256, got ", block_size);
   int32_t shift = 0;
   while ((int64_t{1} << shift) < block_size) ++shift;
   return shift;
 }
 
 CsbView sizes_of(int64_t m, int64_t k, int64_t block_size) {
-  check(m >= 0 && m <= kInt32Max && k >= 0 && k <= kInt32Max, "m, k: expected sizes from 0 to 2^31 - 1, got ", m,
-        " and ", k);
+  CSB_CHECK(m >= 0 && m <= kInt32Max && k >= 0 && k <= kInt32Max, "m, k: expected sizes from 0 to 2^31 - 1, got ", m,
+            " and ", k);
   CsbView w{};
   w.m = static_cast<int32_t>(m);
   w.k = static_cast<int32_t>(k);
   w.block_shift = shift_of(block_size);
   w.mb = static_cast<int32_t>(ceil_div(m, block_size));
   w.kb = static_cast<int32_t>(ceil_div(k, block_size));
-  check(int64_t{w.mb} * w.kb < kInt32Max, "block_size: ", m, " x ", k, " needs ", int64_t{w.mb} * w.kb,
-        " blocks of size ", block_size, ", more than 2^31 - 2");
+  CSB_CHECK(int64_t{w.mb} * w.kb < kInt32Max, "block_size: ", m, " x ", k, " needs ", int64_t{w.mb} * w.kb,
+            " blocks of size ", block_size, ", more than 2^31 - 2");
   return w;
 }
 
@@ -117,12 +119,13 @@ CsbView pattern_of(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk
   check_dtype(blk_pad, "blk_pad", ScalarType::Byte);
   CsbView w = sizes_of(m, k, block_size);
   check_vector(codes, "codes", codes.numel() / 2 * 2);
-  check(codes.numel() / 2 <= kInt32Max, "codes: expected at most 2^31 - 1 entries, got ", codes.numel() / 2);
+  CSB_CHECK(codes.numel() / 2 <= kInt32Max, "codes: expected at most 2^31 - 1 entries, got ", codes.numel() / 2);
   check_vector(blk_ptr, "blk_ptr", int64_t{w.num_blocks()} + 1);
   check_vector(blk_pad, "blk_pad", w.num_blocks());
   w.codes = static_cast<const uint16_t*>(codes.data_ptr());
   const uintptr_t alignment = device.cuda && block_size >= 16 ? 16 : 2;
-  check(reinterpret_cast<uintptr_t>(w.codes) % alignment == 0, "codes: expected data aligned to ", alignment, " bytes");
+  CSB_CHECK(reinterpret_cast<uintptr_t>(w.codes) % alignment == 0, "codes: expected data aligned to ", alignment,
+            " bytes");
   w.blk_ptr = static_cast<const int32_t*>(blk_ptr.data_ptr());
   w.blk_pad = static_cast<const uint8_t*>(blk_pad.data_ptr());
   return w;
@@ -133,16 +136,16 @@ const int32_t* units_of(const Tensor& units, bool transposed, int32_t* num_units
                         const char* first) {
   check_device(units, "units", device, first);
   check_dtype(units, "units", ScalarType::Int);
-  check(units.dim() == 2 && units.size(0) == 2 && units.size(1) >= 2 && units.is_contiguous(),
-        "units: expected a contiguous [2, num_units + 1] tensor, got shape ", shape_of(units.sizes()));
+  CSB_CHECK(units.dim() == 2 && units.size(0) == 2 && units.size(1) >= 2 && units.is_contiguous(),
+            "units: expected a contiguous [2, num_units + 1] tensor, got shape ", shape_of(units.sizes()));
   *num_units = static_cast<int32_t>(units.size(1) - 1);
   return static_cast<const int32_t*>(units.data_ptr()) + (transposed ? units.size(1) : 0);
 }
 
 int64_t feature_dim(const Tensor& tensor, const char* name, int64_t dim) {
   const int64_t rank = tensor.dim();
-  check(rank >= 1 && dim >= -rank && dim < rank, "dim: expected a dimension of ", name, " with shape ",
-        shape_of(tensor.sizes()), ", got ", dim);
+  CSB_CHECK(rank >= 1 && dim >= -rank && dim < rank, "dim: expected a dimension of ", name, " with shape ",
+            shape_of(tensor.sizes()), ", got ", dim);
   return dim < 0 ? dim + rank : dim;
 }
 
@@ -216,23 +219,25 @@ SpmmCall prepare_spmm(const Tensor& values, const Tensor& codes, const Tensor& b
   check_vector(values, "values", codes.numel() / 2);
   problem.transposed = transposed;
   problem.values = values.data_ptr();
-  check(activation >= 0 && activation <= 4, "activation: expected 0 to 4, got ", activation);
+  CSB_CHECK(activation >= 0 && activation <= 4, "activation: expected 0 to 4, got ", activation);
   problem.activation = static_cast<Activation>(activation);
 
   dim = feature_dim(x, "x", dim);
-  check(x.size(dim) == problem.in_features(), "x: expected ", problem.in_features(), " features in dimension ", dim,
-        ", got shape ", shape_of(x.sizes()));
+  CSB_CHECK(x.size(dim) == problem.in_features(), "x: expected ", problem.in_features(), " features in dimension ", dim,
+            ", got shape ", shape_of(x.sizes()));
+  std::optional<Tensor> packed_bias;
   if (bias.has_value()) {
     check_device(*bias, "bias", device, "x");
     check_dtype(*bias, "bias", values.scalar_type());
-    check_vector(*bias, "bias", problem.out_features());
-    problem.bias = bias->data_ptr();
+    packed_bias = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
+    check_vector(*packed_bias, "bias", problem.out_features());
+    problem.bias = packed_bias->data_ptr();
   }
 
   const auto x_sizes = x.sizes();
   std::vector<int64_t> y_sizes(x_sizes.begin(), x_sizes.end());
   y_sizes[dim] = problem.out_features();
-  SpmmCall call{problem, empty(y_sizes, x.scalar_type(), x), x, std::nullopt};
+  SpmmCall call{problem, empty(y_sizes, x.scalar_type(), x), x, packed_bias, std::nullopt};
   call.problem.x = view_of(call.x, dim);
   call.problem.y = view_of(call.y, dim);
   return call;
@@ -256,12 +261,14 @@ SddmmCall prepare_sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor
   check_dtype(b, "b", a.scalar_type());
   const int64_t dim_a = feature_dim(a, "a", dim);
   const int64_t dim_b = feature_dim(b, "b", dim);
-  check(a.size(dim_a) == m, "a: expected ", m, " features in dimension ", dim_a, ", got shape ", shape_of(a.sizes()));
-  check(b.size(dim_b) == k, "b: expected ", k, " features in dimension ", dim_b, ", got shape ", shape_of(b.sizes()));
+  CSB_CHECK(a.size(dim_a) == m, "a: expected ", m, " features in dimension ", dim_a, ", got shape ",
+            shape_of(a.sizes()));
+  CSB_CHECK(b.size(dim_b) == k, "b: expected ", k, " features in dimension ", dim_b, ", got shape ",
+            shape_of(b.sizes()));
   bool same = a.dim() == b.dim();
   for (int64_t d = 0; same && d < a.dim(); ++d) same = d == dim_a || a.size(d) == b.size(d);
-  check(same, "b: expected the sizes of a outside dimension ", dim_a, ", ", shape_of(a.sizes()), ", got ",
-        shape_of(b.sizes()));
+  CSB_CHECK(same, "b: expected the sizes of a outside dimension ", dim_a, ", ", shape_of(a.sizes()), ", got ",
+            shape_of(b.sizes()));
 
   problem.entries = codes.numel() / 2;
   problem.column_splits = 1;
@@ -284,7 +291,7 @@ namespace {
 ConvertProblem dense_problem(const Tensor& dense, const std::optional<Tensor>& mask, int64_t block_size) {
   ConvertProblem problem{};
   problem.dtype = dtype_of(dense, "dense");
-  check(dense.dim() == 2, "dense: expected a matrix, got shape ", shape_of(dense.sizes()));
+  CSB_CHECK(dense.dim() == 2, "dense: expected a matrix, got shape ", shape_of(dense.sizes()));
   problem.w = sizes_of(dense.size(0), dense.size(1), block_size);
   problem.dense = dense.data_ptr();
   problem.stride_row = dense.stride(0);
@@ -292,8 +299,8 @@ ConvertProblem dense_problem(const Tensor& dense, const std::optional<Tensor>& m
   if (mask.has_value()) {
     check_device(*mask, "mask", Device(dense), "dense");
     check_dtype(*mask, "mask", ScalarType::Bool);
-    check(mask->dim() == 2 && mask->size(0) == dense.size(0) && mask->size(1) == dense.size(1),
-          "mask: expected the shape of dense, ", shape_of(dense.sizes()), ", got ", shape_of(mask->sizes()));
+    CSB_CHECK(mask->dim() == 2 && mask->size(0) == dense.size(0) && mask->size(1) == dense.size(1),
+              "mask: expected the shape of dense, ", shape_of(dense.sizes()), ", got ", shape_of(mask->sizes()));
     problem.mask = static_cast<const uint8_t*>(mask->data_ptr());
     problem.mask_stride_row = mask->stride(0);
     problem.mask_stride_col = mask->stride(1);
@@ -315,7 +322,7 @@ std::tuple<ConvertProblem, Tensor, Tensor> prepare_pack(const Tensor& dense, con
                                                         const Tensor& blk_ptr, const Tensor& blk_pad,
                                                         int64_t block_size, int64_t stored) {
   ConvertProblem problem = dense_problem(dense, mask, block_size);
-  check(stored >= 0 && stored <= kInt32Max, "stored: expected 0 to 2^31 - 1 entries, got ", stored);
+  CSB_CHECK(stored >= 0 && stored <= kInt32Max, "stored: expected 0 to 2^31 - 1 entries, got ", stored);
   Tensor values = empty({stored}, dense.scalar_type(), dense);
   Tensor codes = empty({2 * stored}, ScalarType::Byte, dense);
   problem.w = pattern_of(codes, blk_ptr, blk_pad, dense.size(0), dense.size(1), block_size, Device(dense), "dense");

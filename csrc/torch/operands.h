@@ -25,16 +25,18 @@ template <typename... Parts>
   throw std::runtime_error(message.str());
 }
 
-template <typename... Parts>
-inline void check(bool condition, const Parts&... parts) {
-  if (__builtin_expect(!condition, 0)) fail(parts...);
-}
+// A macro, so that a message costs nothing until it is needed.
+#define CSB_CHECK(condition, ...)                                            \
+  do {                                                                       \
+    if (__builtin_expect(!(condition), 0)) ::csb::border::fail(__VA_ARGS__); \
+  } while (false)
 
 // A problem, the tensor it writes, and the tensors that its pointers need alive.
 struct SpmmCall {
   SpmmProblem problem;
   Tensor y;
   Tensor x;
+  std::optional<Tensor> bias;
   std::optional<Tensor> partials;
 };
 

@@ -1,0 +1,100 @@
+"""Small cases of every CUDA kernel: `compute-sanitizer --tool memcheck python tests/sanitizer_cases.py`.
+
+Results are checked too: a kernel that reads nothing can't read out of bounds. Without a GPU it exits with an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cases import DTYPES, activation, build, check_all, random_matrix
+
+from torch_csb import CSBMatrix
+from torch_csb.testing import MATRICES, matrix
+
+COLUMNS = (1, 8, 33, 130)
+DENSITIES = (0.0, 0.5, 0.1, 0.001, 1.0)
+# Edge shapes, and shapes that would cost the sanitizer minutes, left out.
+SMALL = [case for case in MATRICES if case.m * case.k <= 70_000]
+
+
+def products(device: str) -> None:
+    for dtype in DTYPES:
+        for density in DENSITIES:
+            w = random_matrix(130, 200, 1 - density, dtype, device, 64)
+            for n in COLUMNS:
+                check_all(w, "rows", n)
+                check_all(w, "nchw", n, bias=True, act="relu")
+
+
+def split_products(device: str) -> None:
+    """Entries for several units in one strip: partial sums and their join."""
+    for dtype in DTYPES:
+        for m, k in ((70, 1000), (1000, 70)):
+            w = random_matrix(m, k, 0.5, dtype, device, 64)
+            assert w.units.shape[1] > 2, "one unit: nothing is split"
+            for n in COLUMNS:
+                check_all(w, "rows", n, bias=True, act="gelu")
+
+
+def block_sizes(device: str) -> None:
+    for dtype in DTYPES:
+        for block_size in (2, 16, 32, 128, 256):
+            for n in (1, 33):
+                check_all(build(matrix("edge_65x63"), dtype, device, block_size), "columns", n)
+
+
+def edges(device: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for case in SMALL:
+            for n in (0, 1, 9):
+                check_all(build(case, dtype, device, 64), "row_gaps", n, bias=True, act="silu")
+
+
+def layouts(device: str) -> None:
+    w = {dtype: build(matrix("edge_65x63"), dtype, device, 64) for dtype in DTYPES}
+    for dtype in DTYPES:
+        for layout in ("misaligned", "feature_gaps", "nchw_strided", "channels_last", "three_levels", "same_row"):
+            for n in (1, 24, 130):
+                check_all(w[dtype], layout, n)
+
+
+def conversions(device: str) -> None:
+    for dtype in DTYPES:
+        for case in SMALL:
+            for block_size in (16, 64, 256):
+                w = build(case, dtype, device, block_size)
+                assert torch.equal(w.to_dense().cpu(), case.dense(dtype)), case
+        weight, _ = activation("feature_gaps", 130, 70, dtype, device)
+        mask = torch.rand(130, 70, device=device).t() < 0.3
+        w = CSBMatrix.from_dense(weight, mask)
+        assert torch.equal(w.to_dense(), torch.where(mask, weight, 0)), dtype
+
+
+PARTS = (products, split_products, block_sizes, edges, layouts, conversions)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda", help="cpu runs the same cases without a GPU")
+    parser.add_argument("--only", choices=[part.__name__ for part in PARTS], action="append")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device", file=sys.stderr)
+        return 1
+    torch.manual_seed(0)
+    for part in PARTS:
+        if not options.only or part.__name__ in options.only:
+            part(options.device)
+            print(f"{part.__name__}: right")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
