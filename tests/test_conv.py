@@ -34,7 +34,8 @@ def test_forward_and_memory_format_are_those_of_nn_conv2d(device, memory_format,
     x = image(batch, 70, 7, 9, device=device, memory_format=memory_format)
     expected, y = conv(x), convert(conv)(x)
     torch.testing.assert_close(y, expected)
-    assert y.stride() == expected.stride()
+    # The format of x, where nn.Conv2d on a GPU chooses one by its algorithm.
+    assert y.stride() == torch.empty_like(expected, memory_format=memory_format).stride()
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

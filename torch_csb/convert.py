@@ -60,6 +60,11 @@ def _prefix(counts: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.T
     return blk_ptr, (padded - counts).to(torch.uint8)
 
 
+def count_kept(w: torch.Tensor, mask: torch.Tensor | None) -> int:
+    """Elements that packing would store; unlike torch.count_nonzero, without temporaries of the size of w."""
+    return int(torch.ops.torch_csb.count(w, mask, 64).sum(dtype=torch.int64))
+
+
 def pack_dense(w: torch.Tensor, mask: torch.Tensor | None, layout: Layout) -> dict[str, Any]:
     if w.dtype not in VALUE_DTYPES:
         raise ValueError(f"w: expected dtype float64, float32, bfloat16 or float16, got {w.dtype}")

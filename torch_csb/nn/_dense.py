@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-_VALUE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from torch_csb import convert
+
 _HOOKS = (
     "_backward_pre_hooks",
     "_backward_hooks",
@@ -85,7 +86,7 @@ def _weight_obstacle(weight: nn.Parameter | None) -> str | None:
         return f"unsupported weight: it is a {type(weight.data).__name__}, expected a plain tensor"
     if weight.layout != torch.strided:
         return f"unsupported weight: its layout is {weight.layout}, expected torch.strided"
-    if weight.dtype not in _VALUE_DTYPES:
+    if weight.dtype not in convert.VALUE_DTYPES:
         return f"unsupported weight: its dtype is {weight.dtype}, expected float64, float32, bfloat16 or float16"
     if weight.device.type not in ("cpu", "cuda"):
         return f"unsupported weight: it is on {weight.device}, expected cpu or cuda"
@@ -141,7 +142,9 @@ def _is_binary(mask: Tensor) -> bool:
     if mask.dtype == torch.bool or mask.numel() == 0:
         return True
     low, high = mask.aminmax()
-    return bool((low >= 0) & (high <= 1) & (mask.sum(dtype=torch.float64) == torch.count_nonzero(mask)))
+    own = mask.dtype in convert.VALUE_DTYPES
+    nonzero = convert.count_kept(mask.flatten(1), None) if own else torch.count_nonzero(mask)
+    return bool((low >= 0) & (high <= 1) & (mask.sum(dtype=torch.float64) == nonzero))
 
 
 def read_bias(mod: nn.Module, *, move: bool) -> nn.Parameter | None:

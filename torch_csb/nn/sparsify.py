@@ -163,8 +163,7 @@ def _bytes(weight: Tensor) -> int:
 
 def _sparsity(module: nn.Module) -> float:
     matrix, mask, _ = _dense.read_weight(module)
-    kept = torch.count_nonzero(matrix if mask is None else mask).item()
-    return 1.0 - kept / matrix.numel() if matrix.numel() else 0.0
+    return 1.0 - convert.count_kept(matrix, mask) / matrix.numel() if matrix.numel() else 0.0
 
 
 def _warn_nothing(report: Report) -> None:
