@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_csb import CSBMatrix, ops, reference
+from torch_csb._progress import progress
 from torch_csb.bench import report
 from torch_csb.bench.limits import limit_us
 from torch_csb.bench.report import Row
@@ -116,7 +117,7 @@ def products(options: argparse.Namespace) -> list[Row]:
     ]
     rows: list[Row] = []
     operands: dict[tuple[str, int], Operands] = {}
-    for dtype, n, direction in report.progress(cases, "quick"):
+    for dtype, n, direction in progress(cases, "quick", "cases"):
         if (dtype, n) not in operands:
             operands = {(dtype, n): _operands(options, DTYPES[dtype], n)}
         rows += _case(options, operands[dtype, n], direction, rows)
@@ -227,7 +228,7 @@ def pack(options: argparse.Namespace) -> list[Row]:
     """CSBMatrix.from_dense of a 28672 x 8192 weight: what converting one large layer takes."""
     m, k, rows = 28672, 8192, []
     where = report.provenance(options.device)
-    for dtype in report.progress(options.dtype or ["float32", "bfloat16"], "pack"):
+    for dtype in progress(options.dtype or ["float32", "bfloat16"], "pack", "dtypes"):
         weight = torch.empty(m, k, device=options.device, dtype=DTYPES[dtype])
         for part in weight.split(4096):
             part.copy_(torch.randn(part.shape) * uniform(*part.shape, options.sparsity))

@@ -7,15 +7,11 @@ import datetime
 import platform
 import re
 import subprocess
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -99,18 +95,11 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _readable(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, float) and value >= 1000 else _cell(value)
+
+
 def table(rows: Iterable[Row], columns: tuple[str, ...]) -> str:
-    cells = [list(columns)] + [[_cell(getattr(row, column)) for column in columns] for row in rows]
+    cells = [list(columns)] + [[_readable(getattr(row, column)) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
-
-
-def progress(items: list[T], what: str) -> Iterator[T]:
-    """The items, with a bar on the terminal."""
-    for i, item in enumerate(items):
-        done = 24 * i // max(len(items), 1)
-        sys.stderr.write(f"\r[{'#' * done}{'.' * (24 - done)}] {i}/{len(items)} {what}: {item}\x1b[K")
-        sys.stderr.flush()
-        yield item
-    sys.stderr.write("\r\x1b[K")
-    sys.stderr.flush()

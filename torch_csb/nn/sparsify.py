@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_csb import convert
+from torch_csb._progress import progress as progress_bar
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import _dense
 from torch_csb.nn._choice import Choice
@@ -71,7 +71,7 @@ def sparsify_(
     found = places(model, lambda module: isinstance(module, (nn.Linear, nn.Conv2d, CSBLayer)))
     choice = Choice(model, found, filter_fn, exclude, min_sparsity)
     report = Report()
-    for place in _progress(found, progress, "packing"):
+    for place in _bar(found, progress, "packing"):
         module = place.module()
         row, matrix = _judge(place, module, choice, target)
         report.rows.append(row)
@@ -105,7 +105,7 @@ def densify_(model: nn.Module, *, progress: bool | None = None) -> Report:
         if (activation := place.module().activation) is not None:
             raise ValueError(f"{place.name}: a dense layer has no activation, got {activation!r}; set it to None first")
     report = Report()
-    for place in _progress(found, progress, "unpacking"):
+    for place in _bar(found, progress, "unpacking"):
         layer = place.module()
         before = layer.matrix.nbytes
         dense = layer._to_dense(move=True)
@@ -177,13 +177,5 @@ def _warn_nothing(report: Report) -> None:
     warnings.warn(message, UserWarning, stacklevel=4)
 
 
-def _progress(found: list[Place], progress: bool | None, what: str) -> Iterator[Place]:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield from found
-        return
-    # tqdm's own disable=None means: only on a terminal.
-    disable = None if progress is None else not progress
-    delay = 0.0 if progress else _PROGRESS_AFTER_S
-    yield from tqdm(found, what, disable=disable, delay=delay, unit=" layers", file=sys.stderr, leave=False)
+def _bar(found: list[Place], show: bool | None, what: str) -> Iterator[Place]:
+    return progress_bar(found, what, "layers", show=show, delay=0.0 if show else _PROGRESS_AFTER_S)
