@@ -356,7 +356,7 @@ def test_peak_memory_is_one_layer_extra():
     before = torch.cuda.memory_allocated()
     sparsify_(model)
     assert torch.cuda.max_memory_allocated() - before <= size * size * 4
-    assert torch.cuda.memory_allocated() < 0.4 * before
+    assert before - torch.cuda.memory_allocated() > 0.6 * layers * size * size * 4
 
 
 def test_fine_tuning_after_sparsify_lowers_the_loss(device):
