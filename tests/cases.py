@@ -123,21 +123,31 @@ def activation(layout: str, features: int, n: int, dtype: torch.dtype, device: s
     raise ValueError(f"unknown layout {layout!r}")
 
 
-def check_all(w: CSBMatrix, layout: str, n: int, bias: bool = False, act: str | None = None) -> None:
-    """The three operators in one layout. sddmm meets it on either side, the other side is contiguous."""
+def check_all(
+    w: CSBMatrix, layout: str, n: int, bias: bool = False, act: str | None = None, judge: str | None = None
+) -> None:
+    """The three operators in one layout. sddmm meets it on either side, the other side is contiguous.
+
+    The expectation is computed on the device ``judge``, by default that of W.
+    """
     device, case = str(w.device.type), f"{w}, {layout}, n={n}, bias={bias}, {act}"
+    there = judge or device
     x, dim = activation(layout, w.k, n, w.dtype, device)
     y, _ = activation(layout, w.m, n, w.dtype, device)
-    b = torch.randn(w.m).to(x) if bias else None
-    got = ops.spmm(w, x, b, activation=act, dim=dim)
-    assert got.is_contiguous(), case
-    compare(got, expect_spmm(w, x, b, act, dim), f"spmm {case}")
-    b = torch.randn(w.k).to(x) if bias else None
-    got = ops.spmm_t(w, y, b, activation=act, dim=dim)
-    assert got.is_contiguous(), case
-    compare(got, expect_spmm_t(w, y, b, act, dim), f"spmm_t {case}")
+    b, c = (torch.randn(w.m).to(x), torch.randn(w.k).to(x)) if bias else (None, None)
+    products = (
+        ("spmm", ops.spmm, expect_spmm, x, b),
+        ("spmm_t", ops.spmm_t, expect_spmm_t, y, c),
+    )
+    known = w.to(there)
+    for name, op, expect, operand, addend in products:
+        got = op(w, operand, addend, activation=act, dim=dim)
+        assert got.is_contiguous(), case
+        addend = addend if addend is None else addend.to(there)
+        compare(got.to(there), expect(known, operand.to(there), addend, act, dim), f"{name} {case}")
     for left, right in ((y.contiguous(), x), (y, x.contiguous())):
-        compare(ops.sddmm(w, left, right, dim=dim), expect_sddmm(w, left, right, dim), f"sddmm {case}")
+        got = ops.sddmm(w, left, right, dim=dim)
+        compare(got.to(there), expect_sddmm(known, left.to(there), right.to(there), dim), f"sddmm {case}")
 
 
 def run_script(path: str, *arguments: str, **environment: str) -> str:

@@ -86,6 +86,7 @@ def status_bytes(field: str) -> int:
 
 def probe(case: str, implementation: str) -> tuple[int, int]:
     """Bytes of resident memory that a step took beside its results, and the limit."""
+    torch.set_num_threads(2)  # every thread keeps tile buffers of its own, whatever the size of W
     product = IMPLEMENTATIONS[implementation]
     small = CSBMatrix.from_dense(torch.ones(64, 64))
     train(product, small, torch.randn(2, 64), -1, torch.randn(2, 64))  # loads code and starts threads
