@@ -14,11 +14,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Copies the first `bytes` (0 ... 16) of 16 and fills the rest with zeros. Only `bytes` are read, yet
-// both addresses must be 16-byte aligned.
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int32_t bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
-               : "memory");
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 
 __device__ __forceinline__ void copy_async_8(void* shared, const void* global) {

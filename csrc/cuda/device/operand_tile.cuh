@@ -48,31 +48,34 @@ struct OperandTile {
   // completes with the thread's current group of asynchronous copies.
   static __device__ __forceinline__ void load(uint16_t* tile, const Operand& x, int32_t first, const int64_t* offsets,
                                               int32_t columns, int32_t thread_idx) {
+    // Whether 8 elements may be copied at once. At the edge of the matrix they may not, even though
+    // an asynchronous copy can stop early: it still counts as a read of all 16 bytes.
+    const auto whole = [&](int32_t row, int32_t col) {
+      const int32_t feature_end = first + (kFeaturesFirst ? row + 1 : col + 8);
+      const int32_t column_end = kFeaturesFirst ? col + 8 : row + 1;
+      return x.vectorized && feature_end <= x.features && column_end <= columns;
+    };
     if (x.vectorized) {
       each_piece<kPieces>(thread_idx, [&](int32_t row, int32_t col) {
+        if (!whole(row, col)) return;
         const int32_t feature = first + (kFeaturesFirst ? row : col);
-        const int32_t column = kFeaturesFirst ? col : row;
-        const int32_t features_left = x.features - feature;
-        const int32_t columns_left = columns - column;
-        const bool inside = features_left > 0 && columns_left > 0;
-        const int32_t elements = inside ? min(kFeaturesFirst ? columns_left : features_left, 8) : 0;
-        const uint16_t* source = x.data;
-        if (inside) source += offsets[column] + (kFeaturesFirst ? feature * x.stride_f : feature);
-        copy_async_16(tile + tile_offset<kWidth>(row, col), source, 2 * elements);
+        const int64_t offset = offsets[kFeaturesFirst ? col : row] + (kFeaturesFirst ? feature * x.stride_f : feature);
+        copy_async_16(tile + tile_offset<kWidth>(row, col), x.data + offset);
       });
-    } else {
-      each_piece<1>(thread_idx, [&](int32_t row, int32_t col) {
-        Vector<uint16_t, 8> piece;
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          const int32_t feature = first + (kFeaturesFirst ? row : col + e);
-          const int32_t column = kFeaturesFirst ? col + e : row;
-          const bool inside = feature < x.features && column < columns;
-          piece.lane[e] = inside ? x.data[feature * x.stride_f + offsets[column]] : uint16_t(0);
-        }
-        *reinterpret_cast<Vector<uint16_t, 8>*>(tile + tile_offset<kWidth>(row, col)) = piece;
-      });
+      if (first + 64 <= x.features && columns == kColumns) return;
     }
+    each_piece<1>(thread_idx, [&](int32_t row, int32_t col) {
+      if (whole(row, col)) return;
+      Vector<uint16_t, 8> piece;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const int32_t feature = first + (kFeaturesFirst ? row : col + e);
+        const int32_t column = kFeaturesFirst ? col + e : row;
+        const bool inside = feature < x.features && column < columns;
+        piece.lane[e] = inside ? x.data[feature * x.stride_f + offsets[column]] : uint16_t(0);
+      }
+      *reinterpret_cast<Vector<uint16_t, 8>*>(tile + tile_offset<kWidth>(row, col)) = piece;
+    });
   }
 
  private:
