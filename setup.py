@@ -146,6 +146,14 @@ def put_ninja_on_path() -> None:
     os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
 
 
+def drop_stale_cuda_objects(folder: str) -> None:
+    """Under a CPU torch cpp_extension tells ninja nothing of the headers that a .cu file includes."""
+    newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.*h"))
+    for compiled in Path(folder, "csrc/cuda").rglob("*.o"):
+        if compiled.stat().st_mtime < newest:
+            compiled.unlink()
+
+
 def build_options() -> dict[str, object]:
     if torch_problem() is not None:
         return {"ext_modules": [Extension("torch_csb._C", [])], "cmdclass": {"build_ext": NoBuild}}
@@ -155,6 +163,8 @@ def build_options() -> dict[str, object]:
             # One ninja file per extension: they share csrc/plan but not its flags, and would undo each other's objects.
             shared = self.build_temp
             self.build_temp = os.path.join(shared, ext.name.rpartition(".")[2])
+            if torch.version.cuda is None:
+                drop_stale_cuda_objects(self.build_temp)
             try:
                 super().build_extension(ext)
             except RuntimeError as error:
