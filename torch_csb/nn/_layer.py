@@ -4,6 +4,7 @@ from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
 
+from torch_csb import autograd
 from torch_csb.autograd import ACTIVATIONS
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import _dense, _state
@@ -131,6 +132,25 @@ class CSBLayer(nn.Module):
 
     def _weight_shape(self) -> tuple[int, ...]:
         return (self.m, self.k)
+
+    def _spmm(self, x: Tensor, dim: int) -> Tensor:
+        """act(W.X + b) with the features of x in ``dim``."""
+        # Dictionary reads: nn.Module.__getattr__ would cost half a microsecond for each tensor.
+        parameters, buffers = self._parameters, self._buffers
+        return autograd.spmm(
+            parameters["values"],
+            buffers["codes"],
+            buffers["blk_ptr"],
+            buffers["blk_pad"],
+            buffers["units"],
+            x,
+            parameters["bias"],
+            self.m,
+            self.k,
+            self.block_size,
+            dim,
+            self._activation,
+        )
 
     @property
     def activation(self) -> str | None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torch_csb import autograd
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn._layer import CSBLayer
 from torch_csb.ops import has_features_last
@@ -87,20 +86,3 @@ class CSBConv2d(CSBLayer):
         if features_last:
             return self._spmm(x.movedim(-3, -1), -1).movedim(-1, -3)
         return self._spmm(x, -3)
-
-    def _spmm(self, x: Tensor, dim: int) -> Tensor:
-        parameters, buffers = self._parameters, self._buffers
-        return autograd.spmm(
-            parameters["values"],
-            buffers["codes"],
-            buffers["blk_ptr"],
-            buffers["blk_pad"],
-            buffers["units"],
-            x,
-            parameters["bias"],
-            self.m,
-            self.k,
-            self.block_size,
-            dim,
-            self._activation,
-        )

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torch_csb import autograd
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn._layer import CSBLayer
 
@@ -43,19 +42,4 @@ class CSBLinear(CSBLayer):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
     def forward(self, x: Tensor) -> Tensor:
-        # Dictionary reads: nn.Module.__getattr__ would cost half a microsecond for each tensor.
-        parameters, buffers = self._parameters, self._buffers
-        return autograd.spmm(
-            parameters["values"],
-            buffers["codes"],
-            buffers["blk_ptr"],
-            buffers["blk_pad"],
-            buffers["units"],
-            x,
-            parameters["bias"],
-            self.m,
-            self.k,
-            self.block_size,
-            -1,
-            self._activation,
-        )
+        return self._spmm(x, -1)
