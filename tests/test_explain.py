@@ -51,6 +51,17 @@ def test_workspace_is_what_the_operator_allocates(device: str) -> None:
     assert step.workspace <= extra <= step.workspace + 4096
 
 
+def test_balance_is_that_of_the_heaviest_unit() -> None:
+    w = random_matrix(1024, 1024, 0.9)
+    w.units = torch.tensor([[0, 64, 256], [0, 128, 256]], dtype=torch.int32)  # of 256 blocks
+    rows, columns, _ = explain(w, 8).steps
+    blocks = w.blk_ptr.diff() - w.blk_pad
+    assert rows.balance == pytest.approx(2 * blocks[64:].sum().item() / w.nnz)
+    left = blocks.view(16, 16)[:, :8].sum().item()
+    assert columns.balance == pytest.approx(2 * max(left, w.nnz - left) / w.nnz)
+    assert explain(random_matrix(300, 200, 1.0), 8).steps[0].balance == 1.0
+
+
 def test_dense_wins_where_little_is_zero() -> None:
     assert explain(random_matrix(512, 512, 0.2), 64).dense_faster
     assert not explain(random_matrix(512, 512, 0.95), 64).dense_faster

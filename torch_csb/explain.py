@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ class Step:
         kernel, tile_n, split, reason: the planner's choice and why.
         bytes_moved: bytes of the weight's arrays and of the activations, each counted once.
         workspace: bytes of scratch that the call allocates and frees.
+        balance: nonzeros of the heaviest work unit over the mean; 1 is even.
     """
 
     operator: str
@@ -31,6 +33,7 @@ class Step:
     reason: str
     bytes_moved: int
     workspace: int
+    balance: float
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Explanation:
         for step in self.steps:
             lines.append(
                 f"  {step.operator:<7} {step.kernel}, {step.tile_n} columns a tile, "
-                f"moves {step.bytes_moved / 1e6:.2f} MB, scratch {step.workspace / 1e6:.2f} MB: {step.reason}"
+                f"moves {step.bytes_moved / 1e6:.2f} MB, scratch {step.workspace / 1e6:.2f} MB, "
+                f"heaviest unit {step.balance:.2f} of the mean: {step.reason}"
             )
         return "\n".join(lines)
 
@@ -97,17 +101,20 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
     choose_sddmm = _plan.choose_cuda_sddmm if chip else _plan.choose_cpu_sddmm
 
     steps = []
-    for operator, features in (("spmm", w.m), ("spmm_t", w.k)):
+    balances = [_balance(_plan, w, column_major) for column_major in (False, True)]
+    for operator, features, balance in (("spmm", w.m, balances[0]), ("spmm_t", w.k, balances[1])):
         strips = -(-features // w.block_size)
         choice = choose_spmm(dtype, w.block_size, strips, num_units, batch, *chip)
         split = bool(choice.split) and num_units > 1
         workspace = (num_units + strips) * w.block_size * batch * accumulator if split else 0
         moved = stored * item + pattern + activations
-        steps.append(Step(operator, choice.kernel, choice.tile_n, split, choice.reason, moved, workspace))
+        steps.append(Step(operator, choice.kernel, choice.tile_n, split, choice.reason, moved, workspace, balance))
     choice = choose_sddmm(dtype, w.block_size, num_units, batch, *chip)
     workspace = choice.split * stored * accumulator if choice.split > 1 else 0
     moved = stored * item + pattern + activations
-    steps.append(Step("sddmm", choice.kernel, choice.tile_n, choice.split, choice.reason, moved, workspace))
+    steps.append(
+        Step("sddmm", choice.kernel, choice.tile_n, choice.split, choice.reason, moved, workspace, balances[0])
+    )
     if w.transposed:
         steps[0], steps[1] = steps[1], steps[0]
     return Explanation(
@@ -129,3 +136,10 @@ def _break_even(cuda: bool, item: int, n: int) -> float:
     if item == 2:
         return 1.0  # cuBLAS on tensor cores; CSB saves memory there, not time
     return 0.85 if 2 <= n <= 32 else 0.97
+
+
+def _balance(planner: ModuleType, w: CSBMatrix, column_major: bool) -> float:
+    mb, kb = -(-w.m // w.block_size), -(-w.k // w.block_size)
+    blk_ptr, blk_pad, begin = (array.cpu().numpy() for array in (w.blk_ptr, w.blk_pad, w.units[int(column_major)]))
+    nonzeros = planner.unit_nonzeros(blk_ptr, blk_pad, mb, kb, begin, column_major)
+    return float(nonzeros.max() / nonzeros.mean()) if nonzeros.any() else 1.0
