@@ -76,7 +76,7 @@ def operators() -> Extension:
     # A kernel that is declared and nowhere defined fails here, not when a user loads the library.
     link = [*LINK_FLAGS, "-Wl,-z,defs"]
     includes = [str(ROOT / "csrc")]
-    files = sources("plan/**/*.cpp", "cpu/**/*.cpp", "torch/**/*.cpp")
+    files = sources("plan/**/*.cpp", "cpu/**/*.cpp", "baseline/cpu/**/*.cpp", "torch/**/*.cpp")
 
     home = wanted_cuda_home()
     # libtorch alone depends on libtorch_cuda, where the weak CUDA shims are found at load time; nothing else refers to
@@ -88,7 +88,7 @@ def operators() -> Extension:
         archs = cuda_toolkit.selected_archs()
         names, version = cuda_toolkit.arch_names(archs), cuda_toolkit.nvcc_version(home)
         print(f"torch_csb: compiling CUDA sources with {home} (CUDA {version}) for {names}")
-        files += sources("cuda/**/*.cu", "cuda/**/*.cpp", "baseline/**/*.cu", "baseline/**/*.cpp")
+        files += sources("cuda/**/*.cu", "cuda/**/*.cpp", "baseline/**/*.cu")
         includes.append(str(cuda_toolkit.include_dir(home)))
         cxx += ["-DTORCH_CSB_WITH_CUDA", "-DUSE_CUDA", f'-DTORCH_CSB_CUDA_VERSION="{version}"']
         cxx.append(f'-DTORCH_CSB_CUDA_ARCHS="{names}"')
@@ -149,9 +149,10 @@ def put_ninja_on_path() -> None:
 def drop_stale_cuda_objects(folder: str) -> None:
     """Under a CPU torch cpp_extension tells ninja nothing of the headers that a .cu file includes."""
     newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.*h"))
-    for compiled in Path(folder, "csrc/cuda").rglob("*.o"):
-        if compiled.stat().st_mtime < newest:
-            compiled.unlink()
+    for part in ("csrc/cuda", "csrc/baseline"):
+        for compiled in Path(folder, part).rglob("*.o"):
+            if compiled.stat().st_mtime < newest:
+                compiled.unlink()
 
 
 def build_options() -> dict[str, object]:

@@ -15,6 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from baseline_cases import check_all as check_baselines
 from cases import DTYPES, activation, build, random_matrix
 from cases import check_all as check_all_anywhere
 
@@ -81,7 +82,26 @@ def conversions(device: str) -> None:
         assert torch.equal(w.to_dense(), torch.where(mask, weight, 0)), dtype
 
 
-PARTS = (products, split_products, block_sizes, edges, layouts, conversions)
+def baselines(device: str) -> None:
+    """The CSR kernels: odd sizes, aligned and misaligned arrays, and a row that holds most of the entries."""
+    for dtype in DTYPES:
+        for density in (0.0, 0.1, 0.5, 1.0):
+            w = random_matrix(67, 131, 1 - density, dtype, device, 64)
+            for n in COLUMNS:
+                check_baselines(w, n, misaligned=False, judge="cpu")
+                check_baselines(w, n, misaligned=True, judge="cpu")
+        weight = torch.zeros(70, 1500)
+        weight[::7, ::50] = 1
+        weight[33] = torch.randn(1500)
+        w = CSBMatrix.from_dense(weight.to(device=device, dtype=dtype))
+        for n in COLUMNS:
+            check_baselines(w, n, judge="cpu")
+        for case in ("0x70", "70x0", "1x1", "one_row", "one_column", "empty"):
+            for n in (0, 1, 9):
+                check_baselines(build(matrix(case), dtype, device), n, judge="cpu")
+
+
+PARTS = (products, split_products, block_sizes, edges, layouts, conversions, baselines)
 
 
 def main() -> int:

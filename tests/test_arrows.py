@@ -31,16 +31,17 @@ LIBRARIES = {
 
 # What a part of the package may not import. A part is a folder or a module directly in torch_csb; "core" is every
 # module that is not named here. Lazy imports inside functions count.
-ABOVE_CORE = {"nn", "prune", "io", "optim", "explain", "bench", "testing"}
+ABOVE_CORE = {"nn", "prune", "io", "optim", "explain", "baselines", "bench", "testing"}
 PYTHON_BANS = {
     "core": ABOVE_CORE,
-    "nn": {"prune", "io", "optim", "explain", "bench", "testing"},
-    "prune": {"io", "optim", "explain", "convert", "autograd", "bench", "testing"},
-    "io": {"prune", "bench", "testing"},
-    "optim": {"prune", "bench", "testing"},
-    "explain": {"prune", "bench", "testing"},
-    "__init__": {"prune", "bench", "testing"},
-    "__main__": {"prune"},
+    "nn": {"prune", "io", "optim", "explain", "baselines", "bench", "testing"},
+    "prune": {"io", "optim", "explain", "convert", "autograd", "baselines", "bench", "testing"},
+    "io": {"prune", "baselines", "bench", "testing"},
+    "optim": {"prune", "baselines", "bench", "testing"},
+    "explain": {"prune", "baselines", "bench", "testing"},
+    "baselines": ABOVE_CORE - {"baselines"},
+    "__init__": {"prune", "baselines", "bench", "testing"},
+    "__main__": {"prune", "baselines"},
     "bench": set(),
     "testing": set(),
 }
@@ -175,6 +176,9 @@ def test_a_wrong_include_is_found(path: str, quote: str, header: str) -> None:
         ("torch_csb/nn/linear.py", "from ..testing import compare"),
         ("torch_csb/prune/magnitude.py", "from torch_csb import convert"),
         ("torch_csb/__init__.py", "from torch_csb import bench"),
+        ("torch_csb/ops.py", "from torch_csb import baselines"),
+        ("torch_csb/__main__.py", "import torch_csb.baselines"),
+        ("torch_csb/baselines.py", "from torch_csb.testing import compare"),
         ("torch_csb/matrix.py", "import tests.cases"),
     ],
 )

@@ -60,6 +60,22 @@ def _(blk_ptr, blk_pad, mb, kb):
     return blk_ptr.new_empty(2, num_units)
 
 
+@torch.library.register_fake("torch_csb::csr_row_split")
+@torch.library.register_fake("torch_csb::csr_merge")
+@torch.library.register_fake("torch_csb::csr_row_swizzle")
+def _(values, row_ptr, col_ind, row_order, x):
+    if values.device != x.device:
+        raise RuntimeError(f"values: expected a tensor on {x.device} like x, got one on {values.device}")
+    return values.new_empty(row_ptr.shape[0] - 1, x.shape[1])
+
+
+@torch.library.register_fake("torch_csb::csr_sddmm")
+def _(row_ptr, col_ind, row_order, a, b):
+    if row_ptr.device != a.device:
+        raise RuntimeError(f"row_ptr: expected a tensor on {a.device} like a, got one on {row_ptr.device}")
+    return a.new_empty(col_ind.shape[0])
+
+
 def _columns(shape, dim: int) -> int:
     columns = 1
     for d, size in enumerate(shape):
@@ -76,3 +92,13 @@ def _spmm_flops(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_siz
 @register_flop_formula(_ops.sddmm)
 def _sddmm_flops(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim, *args, **kwargs) -> int:
     return codes[0] // 2 * 2 * _columns(a, dim)
+
+
+@register_flop_formula([_ops.csr_row_split, _ops.csr_merge, _ops.csr_row_swizzle])
+def _csr_spmm_flops(values, row_ptr, col_ind, row_order, x, *args, **kwargs) -> int:
+    return 2 * values[0] * x[1]
+
+
+@register_flop_formula(_ops.csr_sddmm)
+def _csr_sddmm_flops(row_ptr, col_ind, row_order, a, b, *args, **kwargs) -> int:
+    return 2 * col_ind[0] * a[1]

@@ -7,6 +7,7 @@ import torch
 from torch_csb import _load  # noqa: F401  (registers the operators)
 
 _OPERATORS = ("spmm", "spmm_t", "sddmm", "count", "pack", "unpack")
+_OPERATORS += ("csr_row_split", "csr_merge", "csr_row_swizzle", "csr_sddmm")
 _library = torch.library.Library("torch_csb", "IMPL")
 
 

@@ -1,47 +1,15 @@
 #ifdef TORCH_CSB_WITH_CUDA
 
-#include <cuda_runtime_api.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/convert/convert.h"
 #include "cuda/sddmm/sddmm.h"
 #include "cuda/spmm/spmm.h"
+#include "torch/launch.h"
 #include "torch/operands.h"
-
-// Defined by a CUDA build of torch only; weak, so that this library also loads beside a CPU build.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace csb::border {
 namespace {
-
-void check_cuda(cudaError_t status, const char* what) {
-  CSB_CHECK(status == cudaSuccess, what, ": CUDA error: ", cudaGetErrorString(status));
-}
-
-// Makes the tensors' device current and finds its stream for the time of one call.
-class Launch {
- public:
-  explicit Launch(const Tensor& tensor) : guard_(tensor.get_device_index()) {
-    const int32_t device = tensor.get_device_index();
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-    int major = 0;
-    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device attributes");
-    check_cuda(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device), "device attributes");
-    CSB_CHECK(major >= 8, "torch_csb needs a GPU of compute capability 8.0 or later, cuda:", device, " has ", major,
-              ".x; move the model to the CPU or densify_ it");
-  }
-
-  cudaStream_t stream() const { return stream_; }
-  int32_t multiprocessors() const { return multiprocessors_; }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-  int multiprocessors_ = 0;
-};
 
 Tensor spmm_either(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad,
                    const Tensor& units, const Tensor& x, const std::optional<Tensor>& bias, int64_t m, int64_t k,

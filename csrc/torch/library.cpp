@@ -1,5 +1,5 @@
-// Every operator's schema. Implementations: cpu.cpp and cuda.cpp; fakes and FLOP formulas:
-// torch_csb/_fake.py; derivatives: torch_csb/autograd.py.
+// Every operator's schema. Implementations: cpu.cpp and cuda.cpp, of csr_*: baseline.cpp; fakes and
+// FLOP formulas: torch_csb/_fake.py; derivatives: torch_csb/autograd.py.
 //
 // A pattern is (codes, blk_ptr, blk_pad, units), see csb/csb.h and plan/units.h. x, a and b are
 // activations whose dimension `dim` holds the features; their other dimensions are the columns.
@@ -31,6 +31,13 @@ STABLE_TORCH_LIBRARY(torch_csb, library) {
       "unpack(Tensor values, Tensor codes, Tensor blk_ptr, Tensor blk_pad, int m, int k, int block_size) -> Tensor");
   // Work units of a pattern, [2, num_units + 1]; host arrays only
   library.def("plan(Tensor blk_ptr, Tensor blk_pad, int mb, int kb) -> Tensor");
+
+  // Y = W . X and the entries of A . B^T, W in compressed sparse rows, see baseline/csr.h: to compare
+  // with. Features first, no derivatives. csr_merge and csr_row_swizzle run on CUDA only
+  library.def("csr_row_split(Tensor values, Tensor row_ptr, Tensor col_ind, Tensor row_order, Tensor x) -> Tensor");
+  library.def("csr_merge(Tensor values, Tensor row_ptr, Tensor col_ind, Tensor row_order, Tensor x) -> Tensor");
+  library.def("csr_row_swizzle(Tensor values, Tensor row_ptr, Tensor col_ind, Tensor row_order, Tensor x) -> Tensor");
+  library.def("csr_sddmm(Tensor row_ptr, Tensor col_ind, Tensor row_order, Tensor a, Tensor b) -> Tensor");
 
   library.def("build_info() -> str");
 }

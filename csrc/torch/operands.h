@@ -1,35 +1,13 @@
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <tuple>
-#include <vector>
 
-#include "csb/problem.h"
+#include "torch/checks.h"
 
-// The border: tensors in, checked problem structs out. Checks run in one order: device, dtype,
-// layout, shape, range of sizes. Index values are trusted here; they were validated where they
-// entered (CSBMatrix.from_arrays, pack).
+// The border: tensors in, checked problem structs out. Index values are trusted here; they were
+// validated where they entered (CSBMatrix.from_arrays, pack).
 namespace csb::border {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-template <typename... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
-
-// A macro, so that a message costs nothing until it is needed.
-#define CSB_CHECK(condition, ...)                                            \
-  do {                                                                       \
-    if (__builtin_expect(!(condition), 0)) ::csb::border::fail(__VA_ARGS__); \
-  } while (false)
 
 // A problem, the tensor it writes, and the tensors that its pointers need alive.
 struct SpmmCall {

@@ -66,13 +66,15 @@ struct OperandTile {
     }
     each_piece<1>(thread_idx, [&](int32_t row, int32_t col) {
       if (whole(row, col)) return;
-      Vector<uint16_t, 8> piece;
+      Vector<uint16_t, 8> piece{};
+      const bool touches = first + (kFeaturesFirst ? row : col) < x.features && (kFeaturesFirst ? col : row) < columns;
+      if (touches) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const int32_t feature = first + (kFeaturesFirst ? row : col + e);
-        const int32_t column = kFeaturesFirst ? col + e : row;
-        const bool inside = feature < x.features && column < columns;
-        piece.lane[e] = inside ? x.data[feature * x.stride_f + offsets[column]] : uint16_t(0);
+        for (int e = 0; e < 8; ++e) {
+          const int32_t feature = first + (kFeaturesFirst ? row : col + e);
+          const int32_t column = kFeaturesFirst ? col + e : row;
+          if (feature < x.features && column < columns) piece.lane[e] = x.data[feature * x.stride_f + offsets[column]];
+        }
       }
       *reinterpret_cast<Vector<uint16_t, 8>*>(tile + tile_offset<kWidth>(row, col)) = piece;
     });
