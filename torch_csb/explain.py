@@ -130,7 +130,7 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
 
 
 def _break_even(cuda: bool, item: int, n: int) -> float:
-    """The sparsity from which CSB is the faster product, as `python -m torch_csb.bench quick` shows it."""
+    """The sparsity from which CSB is the faster product, as the benchmark shows it."""
     if not cuda:
         return 0.7 if n < 8 else 0.5
     if item == 2:

@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m torch_csb.bench overhead | quick`."""
+"""Benchmarks: `python -m torch_csb.bench --help`; docs/benchmarking.md says how to read them."""

@@ -1,4 +1,4 @@
-"""Rows of a benchmark: their CSV file, their table and the progress of the run."""
+"""Rows of a benchmark: their CSV file, their table, and where and when they were taken."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import datetime
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,7 +21,7 @@ class Row:
 
     ``gbps`` counts each operand and result once, ``tflops`` two operations an entry (for dense, an element) and column;
     ``limit_share`` is the device's shortest possible time over the time taken; ``ratio_to_dense`` is dense time over
-    this time (above 1: faster than dense); ``rel_err`` is relative to float64 in the Frobenius norm.
+    this time (above 1: faster than dense) from the same run; ``rel_err`` is relative to float64 in the Frobenius norm.
     """
 
     date: str
@@ -46,6 +47,22 @@ class Row:
     rel_err: float | None = None
 
 
+class Provenance(NamedTuple):
+    """Where rows come from. ``stamp()`` gives the first columns of every CSV, with the time of now."""
+
+    commit: str
+    device: str
+    torch: str
+
+    @classmethod
+    def of(cls, device: str, commit: str | None = None) -> Provenance:
+        return cls(commit if commit is not None else checkout_commit(), device_name(device), torch.__version__)
+
+    def stamp(self) -> dict[str, str]:
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        return {"date": now, **self._asdict()}
+
+
 def device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
@@ -57,7 +74,7 @@ def device_name(device: str) -> str:
     return f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def commit() -> str:
+def checkout_commit() -> str:
     """The checkout's commit, with a + where it has changes; empty outside a checkout."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
@@ -67,39 +84,52 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def provenance(device: str) -> dict[str, str]:
-    """The columns of a row that say where and when."""
-    today = datetime.date.today().isoformat()
-    return {"date": today, "commit": commit(), "device": device_name(device), "torch": torch.__version__}
+def csv_path(results: Path, device_name: str, name: str) -> Path:
+    """``results/<device>/<name>.csv``"""
+    return results / re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") / f"{name}.csv"
 
 
-def append_csv(rows: Iterable[Row], results: Path, name: str) -> Path:
-    """Appends to ``results/<device>/<name>.csv`` and returns the path."""
-    rows = list(rows)
-    folder = re.sub(r"[^a-z0-9]+", "-", rows[0].device.lower()).strip("-")
-    path = results / folder / f"{name}.csv"
+def append_csv(rows: Sequence[Any], path: Path) -> None:
+    """Appends dataclass instances. A file with other columns is refused rather than mixed."""
+    names = [field.name for field in fields(rows[0])]
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
+    if path.exists() and path.stat().st_size:
+        with path.open(newline="") as file:
+            header = next(csv.reader(file))
+        if header != names:
+            raise ValueError(
+                f"{path} has other columns than this version writes: move it away or give another --results folder"
+            )
+        new = False
+    else:
+        new = True
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         if new:
             writer.writeheader()
         for row in rows:
-            writer.writerow({key: _cell(value) for key, value in asdict(row).items()})
-    return path
+            writer.writerow({key: cell(value) for key, value in asdict(row).items()})
 
 
-def _cell(value: object) -> str:
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file, none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _readable(value: object) -> str:
-    return f"{value:,.0f}" if isinstance(value, float) and value >= 1000 else _cell(value)
+    return f"{value:,.0f}" if isinstance(value, float) and value >= 1000 else cell(value)
 
 
-def table(rows: Iterable[Row], columns: tuple[str, ...]) -> str:
+def table(rows: Iterable[Any], columns: Sequence[str]) -> str:
     cells = [list(columns)] + [[_readable(getattr(row, column)) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
