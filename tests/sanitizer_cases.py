@@ -85,11 +85,11 @@ def conversions(device: str) -> None:
 def baselines(device: str) -> None:
     """The CSR kernels: odd sizes, aligned and misaligned arrays, and a row that holds most of the entries."""
     for dtype in DTYPES:
-        for density in (0.0, 0.1, 0.5, 1.0):
+        for density in (0.0, 0.1, 1.0):
             w = random_matrix(67, 131, 1 - density, dtype, device, 64)
             for n in COLUMNS:
-                check_baselines(w, n, misaligned=False, judge="cpu")
-                check_baselines(w, n, misaligned=True, judge="cpu")
+                check_baselines(w, n, misaligned=n % 2 == 1, judge="cpu")
+        check_baselines(w, 8, misaligned=True, judge="cpu")
         weight = torch.zeros(70, 1500)
         weight[::7, ::50] = 1
         weight[33] = torch.randn(1500)
@@ -97,7 +97,7 @@ def baselines(device: str) -> None:
         for n in COLUMNS:
             check_baselines(w, n, judge="cpu")
         for case in ("0x70", "70x0", "1x1", "one_row", "one_column", "empty"):
-            for n in (0, 1, 9):
+            for n in (0, 9):
                 check_baselines(build(matrix(case), dtype, device), n, judge="cpu")
 
 
@@ -107,8 +107,12 @@ PARTS = (products, split_products, block_sizes, edges, layouts, conversions, bas
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", help="cpu runs the same cases without a GPU")
+    parser.add_argument("--list", action="store_true", help="print the parts' names")
     parser.add_argument("--only", choices=[part.__name__ for part in PARTS], action="append")
     options = parser.parse_args()
+    if options.list:
+        print(*(part.__name__ for part in PARTS))
+        return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device", file=sys.stderr)
         return 1

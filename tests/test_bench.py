@@ -241,7 +241,8 @@ class TestTimingOnAGpu:
         x = torch.ones(1 << 10, device="cuda")
         result = timing.time_cuda([lambda: x * x.sum().item()] * 2, judge=lambda result: result)
         assert result.mode == "launched"
-        assert timing.time_cuda([lambda: x + 1] * 2).mode == "graph", "a failed capture leaves no trace"
+        assert timing.time_cuda([lambda: x + torch.randn_like(x)] * 2).mode == "graph", "a failure leaves no trace"
+        assert torch.randn(9, device="cuda").isfinite().all()
 
     def test_results_are_poisoned_before_the_replay(self) -> None:
         """A call that leaves its result unwritten on replay must not pass with what an earlier call left there."""

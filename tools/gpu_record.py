@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path("tests/gpu_record.json")
 FOLDERS = ("csb", "plan", "cuda", "baseline", "torch")
 MODULES = ("matrix.py", "ops.py", "autograd.py", "_fake.py")
+CASES = "tests/sanitizer_cases.py"
 SUMMARY = {
     "memcheck": re.compile(r"ERROR SUMMARY: (\d+) error"),
     "racecheck": re.compile(r"RACECHECK SUMMARY: (\d+) hazard"),
@@ -93,22 +95,29 @@ def find_sanitizer() -> str:
     return found
 
 
-def run_sanitizer(program: str, tool: str) -> int:
+def sanitizer_parts() -> list[str]:
+    done = subprocess.run([sys.executable, CASES, "--list"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def run_sanitizer(program: str, tool: str, part: str) -> int:
     # torch's caching allocator would hand out neighbours of a buffer as valid memory and hide an overrun.
     # More CPU threads than free cores, which the tests beside it take, wait for each other for minutes.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [program, "--tool", tool, "--print-limit", "20", sys.executable, "tests/sanitizer_cases.py"]
+    command = [program, "--tool", tool, "--print-limit", "20", sys.executable, CASES, "--only", part]
+    begin = time.monotonic()
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     lines = []
     for line in process.stdout:
-        print(f"[{tool}] {line}", end="", flush=True)
+        print(f"[{tool} {part}] {line}", end="", flush=True)
         lines.append(line)
     found = SUMMARY[tool].search("".join(lines))
     if process.wait() != 0 or found is None:
-        raise SystemExit(f"compute-sanitizer --tool {tool} did not run the cases to their end; nothing is recorded")
+        raise SystemExit(f"compute-sanitizer --tool {tool} did not run {part} to its end; nothing is recorded")
+    print(f"[{tool} {part}] {time.monotonic() - begin:.0f} s", flush=True)
     return int(found.group(1))
 
 
@@ -116,9 +125,10 @@ def record(output: Path) -> int:
     entry: dict[str, object] = machine()
     program = find_sanitizer()
     files = hashes(ROOT)
-    # The sanitizer is slow on one core and leaves the GPU nearly idle, so all three run at once.
-    with ThreadPoolExecutor() as pool:
-        sanitizers = [pool.submit(run_sanitizer, program, tool) for tool in SUMMARY]
+    # The sanitizer is slow on one core and leaves the GPU nearly idle, so all run at once: the slower tool first.
+    jobs = [(tool, part) for tool in reversed(SUMMARY) for part in sanitizer_parts()]
+    with ThreadPoolExecutor(max(2, len(os.sched_getaffinity(0)) // 2)) as pool:
+        sanitizers = [pool.submit(run_sanitizer, program, tool, part) for tool, part in jobs]
         tests = run_tests()
     errors = sum(sanitizer.result() for sanitizer in sanitizers)
     if hashes(ROOT) != files:

@@ -103,8 +103,7 @@ class CSRMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes of every array, the order of the rows included."""
-        arrays = (self.values, self.row_ptr, self.col_ind, self.row_order)
-        return sum(array.numel() * array.element_size() for array in arrays)
+        return sum(array.nbytes for array in self.arrays())
 
     def to_dense(self) -> torch.Tensor:
         """The dense matrix ``[m, k]``."""
@@ -118,12 +117,24 @@ class CSRMatrix:
         row, col = _rows(self.row_ptr)[order], self.col_ind[order]
         return _from_sorted(col, row, self.values.detach()[order], self.k, self.m)
 
+    def arrays(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(values, row_ptr, col_ind, row_order)"""
+        return self.values, self.row_ptr, self.col_ind, self.row_order
+
+    def with_arrays(
+        self, values: torch.Tensor, row_ptr: torch.Tensor, col_ind: torch.Tensor, row_order: torch.Tensor
+    ) -> CSRMatrix:
+        """The same matrix on copies of its arrays, which are trusted to be that."""
+        other = copy.copy(self)
+        other.values, other.row_ptr, other.col_ind, other.row_order = values, row_ptr, col_ind, row_order
+        return other
+
     def clone(self) -> CSRMatrix:
         """The same matrix in memory of its own."""
-        other = copy.copy(self)
-        for name in ("values", "row_ptr", "col_ind", "row_order"):
-            setattr(other, name, getattr(self, name).detach().clone())
-        return other
+        return self.with_arrays(*(array.detach().clone() for array in self.arrays()))
+
+    def to(self, device: torch.device | str) -> CSRMatrix:
+        return self.with_arrays(*(array.to(device) for array in self.arrays()))
 
     def __repr__(self) -> str:
         return f"CSRMatrix({self.m}x{self.k}, nnz={self.nnz}, dtype={self.dtype}, device={self.device})"

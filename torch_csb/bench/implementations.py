@@ -6,7 +6,6 @@ Y = W.X, "T" X = W^T.Y, "dW" the entries of Y.X^T where W has nonzeros (dense co
 
 from __future__ import annotations
 
-import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -197,12 +196,10 @@ class CSRBaseline(Implementation):
         return w.t() if direction == "T" else w
 
     def arrays(self, w: baselines.CSRMatrix) -> list[Tensor]:
-        return [w.values, w.row_ptr, w.col_ind, w.row_order]
+        return list(w.arrays())
 
     def with_arrays(self, w: baselines.CSRMatrix, arrays: Sequence[Tensor]) -> baselines.CSRMatrix:
-        other = copy.copy(w)
-        other.values, other.row_ptr, other.col_ind, other.row_order = arrays
-        return other
+        return w.with_arrays(*arrays)
 
     def multiply(self, w: Any, direction: str, layout: str, x: Tensor | None, y: Tensor | None) -> Tensor:
         if direction == "dW":

@@ -183,6 +183,9 @@ def _capture(calls: Sequence[Call], stream: torch.cuda.Stream) -> tuple[torch.cu
     # timing. What earlier graphs held stays in the cache, though.
     if torch.cuda.memory_reserved() > torch.cuda.get_device_properties(stream.device).total_memory // 2:
         torch.cuda.empty_cache()
+    # A capture that fails leaves the random number generator believing that it goes on.
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.clone_state()
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin()
     try:
@@ -196,6 +199,7 @@ def _capture(calls: Sequence[Call], stream: torch.cuda.Stream) -> tuple[torch.cu
     except RuntimeError:
         results = None
     if results is None:
+        generator.graphsafe_set_state(before)
         torch.cuda.synchronize()
         return None
     return graph, results
