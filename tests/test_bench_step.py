@@ -62,7 +62,8 @@ def check_sizes(rows: dict[str, StepRow], item: int) -> None:
     # Outputs of ReLU, and of the net for the loss.
     activations = DEPTH * BATCH * WIDTH * item
     for row in (dense, csb):
-        assert activations <= row.activations_bytes <= activations + 4 * 512
+        # CUDA's allocator may hand a whole free block to the one element of the loss.
+        assert activations <= row.activations_bytes <= activations + max(4 * 512, BATCH * WIDTH * item)
     assert masked.activations_bytes >= activations + (DEPTH - 1) * weight
     assert masked.ratio_to_masked == 1.0
 
