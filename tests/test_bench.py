@@ -121,18 +121,16 @@ def test_the_time_limit_stops_before_a_weight(bench: Runner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--sparsity", "1.5"], "--sparsity"),
-        (["--n", "0"], "--n"),
-        (["--pattern", "spiral"], "--pattern"),
-    ],
+    "wrong", [["--sparsity", "1.5"], ["--n", "0"], ["--shape", "4096"], ["--shape", "0x8"], ["--pattern", "spiral"]]
 )
-def test_wrong_arguments_say_which(
-    bench: Runner, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert bench.measure(*arguments) == 2
-    assert message in capsys.readouterr().out
+def test_wrong_arguments_say_which(bench: Runner, capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
+    try:
+        status = bench.measure(*wrong)
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    output = capsys.readouterr()
+    assert wrong[0] in output.out + output.err and "expected" in output.out + output.err
 
 
 # --- the judge ---
@@ -360,6 +358,20 @@ def test_a_csv_with_other_columns_is_not_mixed(bench: Runner) -> None:
     bench.path("decode").write_text("a,b\n1,2\n")
     assert bench.measure() == 1
     assert bench.path("decode").read_text() == "a,b\n1,2\n"
+
+
+def test_the_summary_counts_the_newest_rows(bench: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.measure() == 0
+    path = bench.path("decode")
+    rows = report.read_csv(path)
+    for row in rows:
+        if (row["direction"], row["impl"]) == ("F", "csb"):
+            row |= {"date": "2999-01-01T00:00:00+00:00", "ratio_to_dense": "123.4"}
+    report.append_csv([report.from_cells(row) for row in rows], path)
+    capsys.readouterr()
+    assert bench("summary", path) == 0
+    out = capsys.readouterr().out
+    assert "123.40" in out and "of 2 rows" in out
 
 
 def test_repeat_compares_two_runs(bench: Runner, capsys: pytest.CaptureFixture[str]) -> None:

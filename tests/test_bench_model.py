@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from torch_csb import autograd
-from torch_csb.bench import model, nets
+from torch_csb.bench import contest, model, nets, pictures
 from torch_csb.bench.model import ModelRow
 from torch_csb.nn import CSBLinear, sparsify_
 
@@ -63,7 +63,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(nets.NETS, "mobilenet", nets.Net("mobilenet", lambda: nets.mobilenet(widths, 10), (3, 16, 16)))
     monkeypatch.setattr(model, "SECONDS", {"cpu": 0.001, "cuda": 0.001})
     # Drawing takes longer than everything else; one test turns it on again.
-    monkeypatch.setattr(model, "pyplot", lambda: None)
+    monkeypatch.setattr(pictures, "new_figure", lambda width, height: None)
     (tmp_path / "user_nets.py").write_text(USER_MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -90,7 +90,7 @@ def check_rows(rows: list[dict[str, str]], variants: set[str]) -> None:
         case = tuple(row[c] for c in ("net", "dtype", "batch", "layer"))
         cases.setdefault(case, {})[row["variant"]] = row
         assert row["commit"] == "abc" and row["sparsity"] == "0.9"
-        assert float(row["us"]) > 0 and float(row["us_spread"]) >= 0 and float(row["rel_err"]) < model.DENSE_ERROR
+        assert float(row["us"]) > 0 and float(row["us_spread"]) >= 0 and float(row["rel_err"]) < contest.DENSE_ERROR
         assert bool(row["samples_per_s"]) == (row["layer"] == "")
         assert (row["m"] == row["k"] == row["n"] == "") == (row["layer"] == "")
     for case in cases.values():
@@ -171,7 +171,7 @@ def test_a_dense_result_that_is_wrong_itself_judges_nothing() -> None:
     parts = {"dense": nn.Linear(8, 8), "csb": nn.Linear(8, 8)}
     parts["dense"].register_forward_hook(lambda layer, x, y: y + 1 if y.dtype == torch.float32 else y)
     with pytest.raises(model.WrongResult, match="here, dense: relative error"):
-        model.compare(parts, torch.randn(4, 8), "cpu", "here")
+        contest.compare(parts, torch.randn(4, 8), "cpu", "here", 0.001)
 
 
 def test_a_users_dense_model_is_pruned() -> None:

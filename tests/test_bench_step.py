@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from torch_csb import autograd
-from torch_csb.bench import step
-from torch_csb.bench.step import PARTS, StepRow
+from torch_csb.bench import pictures, step
+from torch_csb.bench.step import StepRow
+from torch_csb.bench.trainee import PARTS
 
 WIDTH, DEPTH, BATCH = 128, 3, 16
 
@@ -21,7 +22,7 @@ WIDTH, DEPTH, BATCH = 128, 3, 16
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(step, "SECONDS", {"cpu": 0.001, "cuda": 0.001})
     # Drawing takes longer than everything else; one test turns it on again.
-    monkeypatch.setattr(step, "pyplot", lambda: None)
+    monkeypatch.setattr(pictures, "new_figure", lambda width, height: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -62,7 +63,7 @@ def check_sizes(rows: dict[str, StepRow], item: int) -> None:
     # Outputs of ReLU, and of the net for the loss.
     activations = DEPTH * BATCH * WIDTH * item
     for row in (dense, csb):
-        # CUDA's allocator may hand a whole free block to the one element of the loss.
+        # On CUDA the loss is one element at the head of the squared differences' memory.
         assert activations <= row.activations_bytes <= activations + max(4 * 512, BATCH * WIDTH * item)
     assert masked.activations_bytes >= activations + (DEPTH - 1) * weight
     assert masked.ratio_to_masked == 1.0

@@ -8,33 +8,26 @@ that is torch's default); the others run without. A layer is timed on the activa
 from __future__ import annotations
 
 import argparse
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from torch_csb._progress import progress
-from torch_csb.bench import nets
+from torch_csb.bench import nets, pictures
+from torch_csb.bench.contest import compare
 from torch_csb.bench.judge import WrongResult
 from torch_csb.bench.nets import Net
 from torch_csb.bench.options import add_common
 from torch_csb.bench.report import Provenance, append_csv, cell, csv_path, read_csv, table
-from torch_csb.bench.timing import Call, Timing, copies_for_cold_cache, time_all
-from torch_csb.nn._layer import CSBLayer
 
 BATCHES = (1, 8, 64, 256)
 # On a CPU, where a pass of MobileNet over 64 images takes seconds.
 FEW_BATCHES = (1, 8)
 SECONDS = {"cpu": 0.7, "cuda": 0.08}  # of sampling: for all variants of a layer, for each variant
 COLOURS = {"dense": "C0", "masked": "C1", "csb": "C2", "dense_tf32": "C7"}
-# The dense result must be a fair measure itself, else twice its error would let anything pass.
-DENSE_ERROR = 0.1
 
 
 @dataclass
@@ -166,9 +159,8 @@ def _bench(net: Net, dtype: str, options: argparse.Namespace, provenance: Proven
             x = net.example(batch, device, getattr(torch, dtype), options.seed).clone(memory_format=memory_format)
             inputs, of_batch = nets.layer_inputs(variants["dense"], list(layers), x) | {"": x}, []
         parts = {name: variant.get_submodule(layer) for name, variant in variants.items()}
-        elements, measured = compare(
-            parts, inputs.pop(layer), device, f"{series}, batch {batch}, {layer or 'whole net'}"
-        )
+        what = f"{series}, batch {batch}, {layer or 'whole net'}"
+        elements, measured = compare(parts, inputs.pop(layer), device, what, SECONDS[device])
         m, k = layers.get(layer, (None, None))
         for variant, (timing, error) in measured.items():
             place = {"batch": batch, "layer": layer, "m": m, "k": k, "n": elements // m if m else None}
@@ -184,80 +176,6 @@ def _bench(net: Net, dtype: str, options: argparse.Namespace, provenance: Proven
                 torch.cuda.empty_cache()  # a graph's memory serves no other graph
     _print(rows)
     return series
-
-
-@torch.no_grad()
-def compare(
-    parts: dict[str, nn.Module], x: Tensor, device: str, what: str
-) -> tuple[int, dict[str, tuple[Timing, float]]]:
-    """Times the variants of a net or layer on x and judges what was timed against float64.
-
-    Returns:
-        The elements of the result, and (timing, relative error) of each variant.
-
-    Raises:
-        WrongResult: an error is above its limit.
-    """
-    want = copy.deepcopy(parts["dense"]).double()(x.double())
-    calls: dict[str, list[Call]] = {}
-    for name, part in parts.items():
-        copies = [(part, x)]
-        if device == "cuda":
-            touched = nets.weight_bytes(part) + x.nbytes + want.numel() * x.element_size()
-            copies += [(copy.deepcopy(part), x.clone()) for _ in range(copies_for_cold_cache(touched) - 1)]
-        calls[name] = [_call(*one, tf32=False) for one in copies]
-        if device == "cuda" and name == "dense" and x.dtype == torch.float32:
-            calls["dense_tf32"] = [_call(*one, tf32=True) for one in copies]
-    errors: dict[str, list[float]] = {name: [] for name in calls}
-
-    def judge(name: str, got: Tensor) -> None:
-        if got.shape != want.shape:
-            raise WrongResult(f"{what}, {name}: expected shape {tuple(want.shape)}, got {tuple(got.shape)}")
-        errors[name].append(((got.double() - want).norm() / want.norm()).item())
-
-    timings = time_all(device, calls, SECONDS[device], judge)
-    limit = max(2 * max(errors["dense"]), error_floor(x.dtype))
-    for name, several in errors.items():
-        for error in several:
-            check_error(error, DENSE_ERROR if name.startswith("dense") else limit, f"{what}, {name}")
-    # In 16 bit the rounding of a result hides a small change of one weight.
-    csb = parts["csb"]
-    if isinstance(csb, CSBLayer) and not torch.equal(csb.to_dense().weight, parts["dense"].weight):
-        raise WrongResult(f"{what}, csb: expected the weights that dense has, got others")
-    return want.numel(), {name: (timing, max(errors[name])) for name, timing in timings.items()}
-
-
-def error_floor(dtype: torch.dtype) -> float:
-    """A relative error that is always right, for a dense result that is lucky: 32 eps, in 16 bit eps, since those
-    results are rounded once from wider sums (32 eps of bfloat16 would be a quarter of the result)."""
-    eps = torch.finfo(dtype).eps
-    return eps if dtype.itemsize == 2 else 32 * eps
-
-
-def check_error(error: float, limit: float, what: str) -> None:
-    """Raises WrongResult where the error is above its limit, or no number."""
-    if not error <= limit:
-        raise WrongResult(f"{what}: relative error {error:.3g} against float64, expected at most {limit:.3g}")
-
-
-def _call(part: nn.Module, x: Tensor, *, tf32: bool) -> Call:
-    def call() -> Tensor:
-        with _tf32(tf32):
-            return part(x)
-
-    return call
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """In products and in convolutions."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def _print(rows: list[ModelRow]) -> None:
@@ -281,13 +199,10 @@ def _print(rows: list[ModelRow]) -> None:
 
 def draw(rows: list[dict[str, str]], series: list[Series], target: Path, provenance: Provenance) -> None:
     """Throughput over batch size for each series, and below it relative to dense."""
-    plt = pyplot()
-    if plt is None:
+    figure = pictures.new_figure(1 + 4 * len(series), 6)
+    if figure is None:
         return
-    size = (1 + 4 * len(series), 6)
-    figure, axes = plt.subplots(
-        2, len(series), figsize=size, sharex="col", squeeze=False, height_ratios=[2, 1], layout="constrained"
-    )
+    axes = figure.subplots(2, len(series), sharex="col", squeeze=False, height_ratios=[2, 1])
     for (above, below), one in zip(axes.T, series, strict=True):
         # A later measurement of the same point replaces an earlier one.
         nets_alone = [row for row in one.among(rows) if not row["layer"]]
@@ -305,24 +220,4 @@ def draw(rows: list[dict[str, str]], series: list[Series], target: Path, provena
         above.set(title=str(one), ylabel="samples/s", yscale="log")
         above.legend(frameon=False)
     figure.suptitle(f"Inference of whole nets, {provenance.device}, commit {provenance.commit}")
-    save(figure, target)
-
-
-def pyplot() -> Any:
-    """matplotlib.pyplot, None (and a line that says so) where it isn't installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture was drawn: pip install matplotlib")
-        return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def save(figure: Any, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=120)
-    pyplot().close(figure)
-    print(f"drawn: {target}")
+    pictures.save(figure, target)

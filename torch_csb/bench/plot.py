@@ -7,12 +7,11 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch_csb.bench import options
-from torch_csb.bench.report import Row, read_csv
+from torch_csb.bench import options, pictures
+from torch_csb.bench.report import is_regime, newest, read_csv
 
 # Okabe and Ito's colours, told apart by the colour-blind too; what is not named here takes a spare one.
 STYLES = {
@@ -62,15 +61,8 @@ def run(options: argparse.Namespace) -> int:
             if options.csv:
                 print(f"{path}: not a timing regime's columns, so there is nothing to draw")
             continue
-        if draw_regime(path, picture):
-            print(f"{path} drawn to {picture}")
+        draw_regime(path, picture)
     return 0
-
-
-def is_regime(csv: Path) -> bool:
-    """Whether a file holds report.Row's columns."""
-    with csv.open() as file:
-        return file.readline().strip().split(",") == [field.name for field in fields(Row)]
 
 
 def draw_regime(csv: Path, picture: Path) -> bool:
@@ -99,17 +91,6 @@ def draw_regime(csv: Path, picture: Path) -> bool:
         title += ": CSB by pattern"
         _figure(patterns, _beside(picture, "patterns"), title, SLOWER, PATTERN_STYLES, "n = {}".format)
     return True
-
-
-def newest(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """The last row of every case by date, and by place in the file where dates are the same."""
-    case = ("m", "k", "n", "dtype", "pattern", "layout", "sparsity", "direction", "impl")
-    found: dict[tuple, dict[str, str]] = {}
-    for row in rows:
-        key = tuple(row[name] for name in case)
-        if key not in found or row["date"] >= found[key]["date"]:
-            found[key] = row
-    return list(found.values())
 
 
 def _model(row: dict[str, str]) -> str:
@@ -164,12 +145,6 @@ def _x(sparsity: float) -> float:
 def _figure(
     points: list[Point], picture: Path, title: str, label: str, styles: dict, head: Callable[[Any], str]
 ) -> bool:
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ImportError:
-        print("no picture was drawn: pip install matplotlib")
-        return False
     known = {**{d: i for i, d in enumerate(DTYPES)}, **{d: i for i, d in enumerate(DIRECTIONS)}}
     rows = sorted({p.row for p in points}, key=lambda row: [known.get(name, 9) for name in row])
     columns = sorted({p.column for p in points})
@@ -177,7 +152,11 @@ def _figure(
     sparsities = sorted({p.sparsity for p in points})
     slower = label == SLOWER
 
-    figure = Figure(figsize=(1.2 + 2.7 * max(len(columns), 2), 1.3 + 2.2 * len(rows)), layout="constrained")
+    figure = pictures.new_figure(1.2 + 2.7 * max(len(columns), 2), 1.3 + 2.2 * len(rows))
+    if figure is None:
+        return False
+    from matplotlib.lines import Line2D
+
     figure.suptitle(title, fontsize=10, wrap=True)
     axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
     panels: dict[tuple, list[Point]] = defaultdict(list)
@@ -207,8 +186,7 @@ def _figure(
     entries.append(Line2D([], [], color="black", lw=1.2, label="uniform" if slower else "dense"))
     across = min(len(entries), 4 if len(columns) < 4 else 8)
     figure.legend(handles=entries, loc="outside lower center", ncols=across, fontsize=9)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=130)
+    pictures.save(figure, picture)
     return True
 
 
@@ -220,6 +198,16 @@ def _styles(lines: set[str], known: dict[str, tuple[str, str]]) -> dict[str, tup
 
 def _width(line: str) -> float:
     return 2.6 if line == "csb" else 1.4
+
+
+def _labels(sparsities: list[float]) -> list[str]:
+    """In per cent; none where the one before is too near to leave room."""
+    labels, last = [], -math.inf
+    for s in sparsities:
+        room = _x(s) - last > 0.2
+        labels.append(f"{100 * s:.3g}" if room else "")
+        last = _x(s) if room else last
+    return labels
 
 
 def _panel(ax, points: list[Point], style: dict[str, tuple[str, str]], sparsities: list[float]) -> None:
@@ -239,7 +227,7 @@ def _panel(ax, points: list[Point], style: dict[str, tuple[str, str]], sparsitie
         )
         x, means = zip(*sorted((_x(s), statistics.geometric_mean(r)) for s, r in by_sparsity.items()), strict=True)
         ax.plot(x, means, color=color, marker=marker, markersize=4, lw=_width(line))
-    ax.set_xticks([_x(s) for s in sparsities], [f"{100 * s:.3g}" for s in sparsities])
+    ax.set_xticks([_x(s) for s in sparsities], _labels(sparsities))
     ax.margins(x=0.08)
     ax.tick_params(labelsize=8)
     ax.grid(color="#DDDDDD", linewidth=0.6)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_csb import CSBMatrix, explain
-from torch_csb.bench import limits, options, report, wavefronts
+from torch_csb.bench import limits, options, pictures, report, wavefronts
 from torch_csb.bench.cases import DTYPES, Case, Weights
 from torch_csb.bench.implementations import IMPLEMENTATIONS
 from torch_csb.bench.patterns import PATTERNS
@@ -29,48 +29,16 @@ DIRECTIONS = {"F": "Y = W.X", "T": "dX = W^T.dY", "dW": "dW = dY.X^T at W's entr
 BLOCKS_PER_MULTIPROCESSOR = 4
 
 
-def _shape(text: str) -> tuple[int, int]:
-    try:
-        m, k = (int(size) for size in text.split("x"))
-        if m < 1 or k < 1:
-            raise ValueError
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected rows x columns such as 4096x4096, got {text!r}") from None
-    return m, k
-
-
-def _sparsity(text: str) -> float:
-    try:
-        sparsity = float(text)
-    except ValueError:
-        sparsity = -1.0
-    if not 0 <= sparsity < 1:
-        raise argparse.ArgumentTypeError(f"expected a fraction from 0 to below 1, such as 0.9, got {text!r}")
-    return sparsity
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _file(text: str) -> Path:
-    if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"expected a file, got {text!r}, which is none")
-    return Path(text)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_common(parser)
-    parser.add_argument("--shape", type=_shape, default=(4096, 4096), help="of W, MxK (default: 4096x4096)")
-    parser.add_argument("--sparsity", type=_sparsity, default=0.9)
+    parser.add_argument("--shape", type=options.shape, default=(4096, 4096), help="of W, MxK (default: 4096x4096)")
+    parser.add_argument("--sparsity", type=options.fraction, default=0.9)
     parser.add_argument("--pattern", choices=PATTERNS, default="uniform")
-    parser.add_argument("--smtx", type=_file, help="the pattern of this file instead")
+    parser.add_argument("--smtx", type=options.existing_file, help="the pattern of this file instead")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--n", type=_positive, default=64, help="columns of the activations")
+    parser.add_argument("--n", type=options.positive, default=64, help="columns of the activations")
     parser.add_argument("--direction", choices=DIRECTIONS, default="F")
-    parser.add_argument("--clock", type=_positive, help="MHz of a multiprocessor (default: the GPU's highest)")
+    parser.add_argument("--clock", type=options.positive, help="MHz of a multiprocessor (default: the GPU's highest)")
     parser.add_argument("--json", type=Path, help="writes every number there")
 
 
@@ -225,20 +193,18 @@ def _verdict(found: dict[str, Any]) -> str:
     return f"bound by {what} {time:.2f} of {us:.2f} us ({time / us:.0%}){rest}"
 
 
-def draw(w: CSBMatrix, title: str, picture: Path) -> bool:
-    """Nonzeros of each block as a map and a histogram, and of each work unit; False without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import NullFormatter, StrMethodFormatter
-    except ImportError:
-        print("no picture was drawn: pip install matplotlib")
-        return False
+def draw(w: CSBMatrix, title: str, picture: Path) -> None:
+    """Nonzeros of each block as a map and a histogram, and of each work unit."""
+    figure = pictures.new_figure(15, 4.6)
+    if figure is None:
+        return
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
     counts, size = wavefronts.block_counts(w).view(-(-w.m // w.block_size), -1), w.block_size
     shown, cell = counts.float(), max(1, -(-max(counts.shape) // 512))
     if cell > 1:
         shown = F.max_pool2d(shown[None], cell, ceil_mode=True)[0]
     rows, cols = (count * cell * size for count in shown.shape)
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
     figure.suptitle(title)
     blocks, histogram, units = figure.subplots(1, 3)
     image = blocks.imshow(shown.numpy(), cmap="viridis", vmin=0, aspect="auto", extent=(0, cols, rows, 0))
@@ -257,9 +223,7 @@ def draw(w: CSBMatrix, title: str, picture: Path) -> bool:
     units.set(title="work-unit balance", xlabel="work unit, heaviest first", ylabel="nonzeros over the mean")
     units.set_ylim(bottom=0)
     units.legend()
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=130)
-    return True
+    pictures.save(figure, picture)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -283,8 +247,8 @@ def run(options: argparse.Namespace) -> int:
 
     name = f"profile-{m}x{k}-{pattern.removeprefix('dlmc:')}-{sparsity:g}-{options.dtype}-n{case.n}-{case.direction}"
     picture = report.csv_path(options.plots, where.device, name).with_suffix(".png")
-    if draw(IMPLEMENTATIONS["csb"].pack(bench.dense, case.direction), title, picture):
-        print(f"\ndrawn to {picture}")
+    print()
+    draw(IMPLEMENTATIONS["csb"].pack(bench.dense, case.direction), title, picture)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**where.stamp(), **found}, indent=1))

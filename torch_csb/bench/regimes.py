@@ -18,7 +18,7 @@ from torch_csb.bench.cases import DIRECTIONS, DTYPES, LAYOUTS, REGIMES, Case, Gr
 from torch_csb.bench.implementations import IMPLEMENTATIONS, layouts_offered
 from torch_csb.bench.judge import WrongResult
 from torch_csb.bench.limits import measure_limits
-from torch_csb.bench.options import add_common
+from torch_csb.bench.options import add_common, fraction, positive, shape
 from torch_csb.bench.patterns import PATTERNS, Collection
 from torch_csb.bench.report import Provenance, Row
 from torch_csb.bench.summary import print_summary
@@ -44,9 +44,9 @@ def add_arguments(regime: str, parser: argparse.ArgumentParser) -> None:
         help="quick: four shapes, 50 to 98 %% zeros, uniform, csb and dense; full: all patterns, layouts and peers",
     )
     axis = partial(parser.add_argument, action="append", help="instead of the grid's; may be repeated")
-    axis("--shape", type=_shape, metavar="MxK")
-    axis("--sparsity", type=float, metavar="FRACTION")
-    axis("--n", type=int, metavar="COLUMNS")
+    axis("--shape", type=shape, metavar="MxK")
+    axis("--sparsity", type=fraction, metavar="FRACTION")
+    axis("--n", type=positive, metavar="COLUMNS")
     axis("--dtype", choices=DTYPES)
     axis("--direction", choices=DIRECTIONS)
     axis("--pattern", metavar="NAME" if regime == "dlmc" else "{" + ",".join(PATTERNS) + "}")
@@ -140,26 +140,12 @@ def choose_grid(regime: str, options: argparse.Namespace) -> Grid:
         "implementations": options.impl,
     }
     grid = replace(grid, **{axis: tuple(dict.fromkeys(values)) for axis, values in given.items() if values})
-    if any(not 0.0 <= sparsity <= 1.0 for sparsity in grid.sparsities):
-        raise ValueError(f"--sparsity: expected fractions from 0 to 1, got {grid.sparsities}")
-    if any(n < 1 for n in grid.columns):
-        raise ValueError(f"--n: expected at least 1 column, got {grid.columns}")
     unknown = [pattern for pattern in grid.patterns if regime != "dlmc" and pattern not in PATTERNS]
     if unknown:
         raise ValueError(f"--pattern: expected one of {', '.join(PATTERNS)}, got {', '.join(unknown)}")
     if "dense" not in grid.implementations:
         grid = replace(grid, implementations=("dense", *grid.implementations))  # no ratio without its dense row
     return grid
-
-
-def _shape(text: str) -> tuple[int, int]:
-    try:
-        m, k = (int(size) for size in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected MxK like 4096x4096, got {text!r}") from None
-    if m < 1 or k < 1:
-        raise argparse.ArgumentTypeError(f"expected sizes of at least 1, got {text!r}")
-    return m, k
 
 
 def _rows_of_commit(path: Path, provenance: Provenance) -> dict[tuple[str, ...], set[str]]:

@@ -119,6 +119,33 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def is_regime(path: Path) -> bool:
+    """Whether a file holds Row's columns."""
+    with path.open() as file:
+        return file.readline().strip().split(",") == [field.name for field in fields(Row)]
+
+
+def newest(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """The last row of every case by date, and by place in the file where dates are the same.
+
+    CSB has a row for each layout; of the others the faster layout was written, which need not be the same every time.
+    """
+    case = ("m", "k", "n", "dtype", "pattern", "sparsity", "direction", "impl")
+    found: dict[tuple, dict[str, str]] = {}
+    for row in rows:
+        key = (*(row[name] for name in case), row["layout"] if row["impl"] == "csb" else "")
+        if key not in found or row["date"] >= found[key]["date"]:
+            found[key] = row
+    return list(found.values())
+
+
+def from_cells(cells: dict[str, str]) -> Row:
+    """A row of a CSV with its numbers as numbers."""
+    kinds = {field.name: str(field.type).split(" ")[0] for field in fields(Row)}
+    convert = {"str": str, "int": int, "float": float}
+    return Row(**{name: convert[kinds[name]](text) if text else None for name, text in cells.items()})
+
+
 def cell(value: object) -> str:
     if value is None:
         return ""

@@ -7,9 +7,6 @@ A step is forward, mean squared error, backward, AdamW and zero_grad(set_to_none
 from __future__ import annotations
 
 import argparse
-import copy
-import gc
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +14,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from torch_csb._progress import progress
-from torch_csb.bench import nets
+from torch_csb.bench import pictures
+from torch_csb.bench.contest import check_error, error_floor
 from torch_csb.bench.judge import WrongResult
-from torch_csb.bench.model import check_error, error_floor, pyplot, rows_of, save
+from torch_csb.bench.model import rows_of
 from torch_csb.bench.options import add_common
 from torch_csb.bench.report import Provenance, append_csv, cell, csv_path, table
-from torch_csb.bench.timing import Timing, time_cpu
-from torch_csb.nn import CSBLinear, sparsify_
+from torch_csb.bench.timing import time_cpu
+from torch_csb.bench.trainee import PARTS, gradient_error, make_trainees, time_steps
 
 WIDTH, DEPTH, SPARSITY = 4096, 4, 0.9
 BATCH = {"cpu": 256, "cuda": 4096}
-WARM_UP, FEWEST_STEPS, MOST_STEPS = 3, 5, 30
 SECONDS = {"cpu": 12.0, "cuda": 2.0}  # of sampling: for all variants together, for each variant
 # Gradients of dense layers must be a fair measure themselves.
 TORCH_ERROR = 0.1
-PARTS = ("weights", "gradients", "optimizer", "activations", "workspace")
 
 
 @dataclass
@@ -43,7 +37,8 @@ class StepRow:
     """One variant of a step. The field order is the CSV's; empty cells are None.
 
     weights: parameters and buffers (masks, indices, plan). gradients: of the parameters. optimizer: its state.
-    activations: what the forward leaves behind, for ``masked`` the products orig * mask too. workspace: the peak minus
+    activations: what the forward leaves behind, for ``masked`` the products orig * mask too, and on CUDA the squared
+    differences, at whose head the loss stands. workspace: the peak minus
     all of these, so the five add up to it; negative where they are never all alive at once (gradients come while
     activations go). Inputs and targets, and cuBLAS's own scratch, are in none of them. A CPU has no allocator that
     counts: there activations are the tensors saved for the backward, and peak and workspace are empty.
@@ -72,68 +67,6 @@ class StepRow:
     rel_err: float
 
 
-class Trainee:
-    """A model with its optimizer and one batch."""
-
-    def __init__(self, model: nn.Module, x: Tensor, target: Tensor) -> None:
-        self.model, self.x, self.target = model.train(), x, target
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-
-    def forward(self) -> Tensor:
-        return F.mse_loss(self.model(self.x), self.target)
-
-    def step(self) -> None:
-        self.forward().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def memory(self) -> dict[str, int | None]:
-        """Bytes of one more step, after the first has made the optimizer's state."""
-        on_gpu = self.x.is_cuda
-        nets.forget_masked_weights(self.model)
-        gc.collect()
-        weights = nets.weight_bytes(self.model)
-        # AdamW counts its steps in one element on the host.
-        slots = [t for slots in self.optimizer.state.values() for t in slots.values() if isinstance(t, Tensor)]
-        state = nets.bytes_held(*(t for t in slots if t.device == self.x.device))
-        if on_gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            loss = self.forward()
-            activations = torch.cuda.memory_allocated() - before
-        else:
-            loss, activations = self._saved_for_backward()
-        loss.backward()
-        del loss
-        gradients = nets.bytes_held(*(p.grad for p in self.model.parameters() if p.grad is not None))
-        self.optimizer.step()
-        peak = workspace = None
-        if on_gpu:
-            torch.cuda.synchronize()
-            # Before the step this trainee held its weights and its optimizer's state.
-            peak = torch.cuda.max_memory_allocated() - before + weights + state
-            workspace = peak - weights - gradients - state - activations
-        self.optimizer.zero_grad(set_to_none=True)
-        held = (weights, gradients, state, activations, workspace)
-        return {"peak_bytes": peak} | {f"{part}_bytes": size for part, size in zip(PARTS, held, strict=True)}
-
-    def _saved_for_backward(self) -> tuple[Tensor, int]:
-        known = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers())}
-        known |= {self.x.untyped_storage().data_ptr(), self.target.untyped_storage().data_ptr()}
-        saved: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = self.forward()
-        return loss, sum(saved.values())
-
-
 def measure(
     device: str,
     dtype: str | torch.dtype,
@@ -157,7 +90,7 @@ def measure(
         raise ValueError(f"sparsity: expected a number between 0 and 1, got {sparsity}")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     batch = batch or BATCH[device]
-    trainees = _trainees(device, dtype, width, depth, batch, sparsity, seed)
+    trainees = make_trainees(device, dtype, width, depth, batch, sparsity, seed)
     errors: dict[str, float] = {}
     for name, trainee in trainees.items():
         errors[name] = gradient_error(trainee, trainees["dense" if name == "dense" else "masked"].model)
@@ -169,7 +102,7 @@ def measure(
     if device == "cpu":
         timings = time_cpu({name: trainee.step for name, trainee in trainees.items()}, SECONDS["cpu"])
     else:
-        timings = {name: time_steps(trainee) for name, trainee in trainees.items()}
+        timings = {name: time_steps(trainee, SECONDS["cuda"]) for name, trainee in trainees.items()}
     provenance = Provenance.of(device, commit)
     what = {"dtype": str(dtype).removeprefix("torch."), "width": width, "depth": depth, "batch": batch}
     return [
@@ -186,73 +119,6 @@ def measure(
         )
         for name, timing in timings.items()
     ]
-
-
-def _trainees(
-    device: str, dtype: torch.dtype, width: int, depth: int, batch: int, sparsity: float, seed: int
-) -> dict[str, Trainee]:
-    torch.manual_seed(seed)
-    dense = nets.mlp(width, depth).to(device)
-    masked = copy.deepcopy(dense)
-    nets.prune_by_magnitude(masked, sparsity)
-    nets.forget_masked_weights(masked)
-    dense, masked = dense.to(dtype), masked.to(dtype)
-    csb = copy.deepcopy(masked)
-    report = sparsify_(csb, target=device, progress=False)
-    if len(report.converted) < depth:
-        raise ValueError(f"step: expected all {depth} layers to be converted\n{report}")
-    x, target = (torch.randn(batch, width).to(device=device, dtype=dtype) for _ in range(2))
-    return {name: Trainee(model, x, target) for name, model in (("dense", dense), ("masked", masked), ("csb", csb))}
-
-
-def gradient_error(trainee: Trainee, model: nn.Module) -> float:
-    """The worst relative Frobenius error of the weights' gradients against those of ``model`` in float64, at the
-    entries that survived.
-
-    Which units ReLU lets through is taken from the run under test: where its input is zero but for rounding, either
-    answer is right, and one unit that differs would outweigh every rounding error.
-    """
-    passed: list[Tensor] = []
-    relus = [module for module in trainee.model if isinstance(module, nn.ReLU)]
-    handles = [relu.register_forward_hook(lambda _, __, y: passed.append(y.detach() > 0)) for relu in relus]
-    trainee.forward().backward()
-    for handle in handles:
-        handle.remove()
-    got = [_weight_gradient(layer) for layer in trainee.model if not isinstance(layer, nn.ReLU)]
-    trainee.model.zero_grad(set_to_none=True)
-
-    nets.forget_masked_weights(model)
-    exact = copy.deepcopy(model).double()
-    y, gates = trainee.x.double(), iter(passed)
-    for layer in exact:
-        y = y * next(gates) if isinstance(layer, nn.ReLU) else layer(y)
-    F.mse_loss(y, trainee.target.double()).backward()
-    want = [_weight_gradient(layer) for layer in exact if not isinstance(layer, nn.ReLU)]
-    return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(got, want, strict=True))
-
-
-def _weight_gradient(layer: Any) -> Tensor:
-    """Dense [m, k], zero outside the pattern."""
-    if isinstance(layer, CSBLinear):
-        return layer.matrix.with_values(layer.values.grad).to_dense()
-    return layer.weight.grad if "weight" in layer._parameters else layer.weight_orig.grad
-
-
-def time_steps(trainee: Trainee) -> Timing:
-    """Steps launched one after the other, each between two CUDA events; AdamW's step is part of it."""
-    for _ in range(WARM_UP):
-        trainee.step()
-    seconds: list[float] = []
-    end = time.perf_counter() + SECONDS["cuda"]
-    while len(seconds) < FEWEST_STEPS or (time.perf_counter() < end and len(seconds) < MOST_STEPS):
-        begin, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        begin.record()
-        trainee.step()
-        done.record()
-        done.synchronize()
-        seconds.append(begin.elapsed_time(done) * 1e-3)
-    return Timing.of(seconds, "launched")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -329,10 +195,10 @@ def print_table(rows: Sequence[StepRow]) -> None:
 
 def draw(rows: Sequence[StepRow], target: Path) -> None:
     """A stacked bar for each dtype and variant, and a mark at the peak."""
-    plt = pyplot()
-    if plt is None:
+    figure = pictures.new_figure(2 + 1.3 * len(rows), 5)
+    if figure is None:
         return
-    figure, axis = plt.subplots(figsize=(2 + 1.3 * len(rows), 5), layout="constrained")
+    axis = figure.subplots()
     at, bottom = range(len(rows)), [0.0] * len(rows)
     for part in PARTS if rows[0].peak_bytes is not None else PARTS[:-1]:
         sizes = [max(0, getattr(row, f"{part}_bytes") or 0) / 2**20 for row in rows]
@@ -346,4 +212,4 @@ def draw(rows: Sequence[StepRow], target: Path) -> None:
     axis.set_ylabel("MiB")
     axis.legend(frameon=False)
     axis.set_title(f"{_sizes(rows[0])}\n{rows[0].device}, commit {rows[0].commit}", fontsize=10)
-    save(figure, target)
+    pictures.save(figure, target)
