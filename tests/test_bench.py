@@ -14,7 +14,7 @@ from torch_csb import CSBMatrix, ops
 from torch_csb.bench import report, timing
 from torch_csb.bench.__main__ import main
 from torch_csb.bench.cases import OURS, PEERS, REGIMES, SHAPES, SPARSITIES, cases_of, weights_of
-from torch_csb.bench.implementations import CSB, IMPLEMENTATIONS, replicate
+from torch_csb.bench.implementations import CSB, IMPLEMENTATIONS, layouts_offered, replicate
 from torch_csb.bench.judge import Judge, WrongResult
 from torch_csb.bench.patterns import PATTERNS, Collection, make_mask
 
@@ -92,6 +92,18 @@ def test_every_pattern_and_direction_is_measured(bench: Runner, pattern: str) ->
 def test_the_gradients_peers_are_measured(bench: Runner) -> None:
     assert bench.measure("--grid", "full", "--pattern", "uniform", "--dtype", "float32", regime="sddmm") == 0
     assert {row["impl"] for row in bench.rows("sddmm")} >= {"csb", "dense", "torch_csr", "csr_sddmm"}
+
+
+def test_an_implementation_that_fails_is_not_left_out(bench: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts_offered.cache_clear()
+
+    def fail(*arguments: object, **options: object) -> Tensor:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(ops, "spmm", fail)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        bench.measure("--dtype", "float32")
+    layouts_offered.cache_clear()
 
 
 def test_a_ratio_is_never_without_its_dense_row(bench: Runner) -> None:
