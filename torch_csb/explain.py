@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -42,7 +43,8 @@ class Explanation:
 
     Attributes:
         dense_bytes: bytes that a dense product moves, each counted once.
-        dense_faster: whether a dense product would be faster, by a rough rule measured at 4096 x 4096.
+        dense_faster: whether a dense product would be faster, by a rule measured on large uniform weights; small layers
+            lose earlier.
     """
 
     shape: tuple[int, int]
@@ -129,13 +131,17 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
     )
 
 
+# The sparsity from which CSB is the faster product in float32, for column counts up to each number: where the geometric
+# means of benchmarks/results cross dense.
+_CPU_BREAK_EVEN = ((7, 0.88), (31, 0.75), (127, 0.52), (math.inf, 0.67))
+_CUDA_BREAK_EVEN = ((1, 1.0), (32, 0.83), (128, 0.95), (1024, 0.92), (math.inf, 0.89))
+
+
 def _break_even(cuda: bool, item: int, n: int) -> float:
-    """The sparsity from which CSB is the faster product, as the benchmark shows it."""
-    if not cuda:
-        return 0.7 if n < 8 else 0.5
-    if item == 2:
+    if cuda and item == 2:
         return 1.0  # cuBLAS on tensor cores; CSB saves memory there, not time
-    return 0.85 if 2 <= n <= 32 else 0.97
+    crossings = _CUDA_BREAK_EVEN if cuda else _CPU_BREAK_EVEN
+    return next(sparsity for most, sparsity in crossings if n <= most)
 
 
 def _balance(planner: ModuleType, w: CSBMatrix, column_major: bool) -> float:
