@@ -72,7 +72,7 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
   const int32_t tile_n = spmm_tile_n(kernel, dtype, columns);
   const SplitChoice choice =
       choose_split(kernel, dtype, block_shift, strips, num_units, columns, tile_n, multiprocessors);
-  return {kernel, tile_n, choice.split, choice.reason};
+  return {kernel, tile_n, choice.split, 1, choice.reason};
 }
 
 CudaSddmmConfig choose_cuda_sddmm(DType dtype, int32_t block_shift, int32_t num_units, int64_t columns,

@@ -13,6 +13,7 @@ struct CudaSpmmConfig {
   CudaKernel kernel;
   int32_t tile_n;     // columns a thread block computes
   bool split_strips;  // a thread block walks one unit (strips may be shared and joined), else one whole strip
+  int32_t cluster;    // thread blocks that walk a whole strip together
   const char* reason;
 };
 

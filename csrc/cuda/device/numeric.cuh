@@ -72,4 +72,26 @@ struct alignas(sizeof(T) * kCount) Vector {
   T lane[kCount];
 };
 
+// Element i of packed words, in the accumulator type.
+template <typename T>
+__device__ __forceinline__ AccOf<T> unpack(const uint32_t* words, int i);
+
+template <>
+__device__ __forceinline__ double unpack<double>(const uint32_t* words, int i) {
+  return __hiloint2double(static_cast<int>(words[2 * i + 1]), static_cast<int>(words[2 * i]));
+}
+template <>
+__device__ __forceinline__ float unpack<float>(const uint32_t* words, int i) {
+  return __uint_as_float(words[i]);
+}
+template <>
+__device__ __forceinline__ float unpack<__nv_bfloat16>(const uint32_t* words, int i) {
+  return __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+}
+template <>
+__device__ __forceinline__ float unpack<__half>(const uint32_t* words, int i) {
+  const __half_raw bits = {static_cast<uint16_t>(i % 2 ? words[i / 2] >> 16 : words[i / 2])};
+  return __half2float(__half(bits));
+}
+
 }  // namespace csb::cuda

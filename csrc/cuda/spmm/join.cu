@@ -11,7 +11,7 @@ cudaError_t launch_join(const SpmmProblem& problem, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(problem.strips()), static_cast<unsigned>(min_of(runs, kMaxGridY)));
   return dispatch_dtype(problem.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    return launch(join_kernel<T>, grid, dim3(kJoinThreads), 0, stream, problem);
+    return launch_dependent(join_kernel<T>, grid, dim3(kJoinThreads), 0, 1, stream, problem);
   });
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cuda/device/epilogue.cuh"
+#include "cuda/device/launch.cuh"
 
 namespace csb::cuda {
 
@@ -36,8 +37,12 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(const __grid_constan
   const int32_t strip_begin = strip * problem.blocks_per_strip();
   const int32_t strip_end = strip_begin + problem.blocks_per_strip();
   const int32_t first = unit_of(problem.units, problem.num_units, strip_begin);
-  if (problem.units[first + 1] >= strip_end) return;
   const int32_t last = unit_of(problem.units, problem.num_units, strip_end - 1);
+  const auto in_use = [&](int32_t unit) { return problem.units[unit] < problem.units[unit + 1]; };
+  const int32_t probe = first + static_cast<int32_t>(threadIdx.x % 32);
+  const unsigned first_used = __ballot_sync(0xffffffffu, probe <= last && in_use(probe));
+  wait_for_previous_kernel();
+  if (first == last) return;
 
   // Phase 2: their sum, element by element.
   const int32_t block_size = problem.w.block_size();
@@ -50,9 +55,10 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(const __grid_constan
        e += int64_t(gridDim.y) * kJoinThreads) {
     const Acc* partial = static_cast<const Acc*>(problem.partials) + int64_t(strip) * block_size * columns + e;
     Acc sum = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int32_t unit = first; unit <= last; ++unit) {
-      if (problem.units[unit] < problem.units[unit + 1]) sum += partial[unit * (block_size * columns)];
+      const bool used = unit - first < 32 ? first_used >> (unit - first) & 1 : in_use(unit);
+      if (used) sum += partial[unit * (block_size * columns)];
     }
 
     // Phase 3: the epilogue.

@@ -1,0 +1,7 @@
+#include "cuda/spmm/spmv_launch.cuh"
+
+namespace csb::cuda {
+
+template cudaError_t launch_spmv<float>(const SpmmProblem&, const plan::CudaSpmmConfig&, cudaStream_t);
+
+}  // namespace csb::cuda

@@ -1,0 +1,12 @@
+#include "cuda/spmm/narrow.h"
+
+#include "cuda/device/operand_tile.cuh"
+
+namespace csb::cuda {
+
+bool narrow_fits(const SpmmProblem& problem) {
+  return problem.w.block_shift == 6 && reinterpret_cast<uintptr_t>(problem.values) % 16 == 0 &&
+         problem.in_features() % 8 == 0 && operand_vectorized(problem.x, false);
+}
+
+}  // namespace csb::cuda
