@@ -99,20 +99,29 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
     chip = ()
     if w.device.type == "cuda":
         chip = (torch.cuda.get_device_properties(w.device).multi_processor_count,)
+
+    def given(features: int, depth: int) -> tuple[object, ...]:
+        """The chip, and that activations as nn.Linear passes them suit a dense product."""
+        return (*chip, _plan.PanelOffer(True, features, depth, stored)) if chip else ()
+
     choose_spmm = _plan.choose_cuda_spmm if chip else _plan.choose_cpu_spmm
     choose_sddmm = _plan.choose_cuda_sddmm if chip else _plan.choose_cpu_sddmm
 
     steps = []
     balances = [_balance(_plan, w, column_major) for column_major in (False, True)]
-    for operator, features, balance in (("spmm", w.m, balances[0]), ("spmm_t", w.k, balances[1])):
+    for operator, features, depth, balance in (("spmm", w.m, w.k, balances[0]), ("spmm_t", w.k, w.m, balances[1])):
         strips = -(-features // w.block_size)
-        choice = choose_spmm(dtype, w.block_size, strips, num_units, batch, *chip)
+        choice = choose_spmm(dtype, w.block_size, strips, num_units, batch, *given(features, depth))
         split = bool(choice.split) and num_units > 1
         workspace = (num_units + strips) * w.block_size * batch * accumulator if split else 0
+        if choice.kernel == "panel":
+            workspace = _panel_bytes(choice.tile_n, depth, item)
         moved = stored * item + pattern + activations
         steps.append(Step(operator, choice.kernel, choice.tile_n, split, choice.reason, moved, workspace, balance))
-    choice = choose_sddmm(dtype, w.block_size, num_units, batch, *chip)
+    choice = choose_sddmm(dtype, w.block_size, num_units, batch, *given(w.m, w.k))
     workspace = choice.split * stored * accumulator if choice.split > 1 else 0
+    if choice.kernel == "panel":
+        workspace = _panel_bytes(choice.tile_n, w.k, item)
     moved = stored * item + pattern + activations
     steps.append(
         Step("sddmm", choice.kernel, choice.tile_n, choice.split, choice.reason, moved, workspace, balances[0])
@@ -142,6 +151,10 @@ def _break_even(cuda: bool, item: int, n: int) -> float:
         return 1.0  # cuBLAS on tensor cores; CSB saves memory there, not time
     crossings = _CUDA_BREAK_EVEN if cuda else _CPU_BREAK_EVEN
     return next(sparsity for most, sparsity in crossings if n <= most)
+
+
+def _panel_bytes(features: int, depth: int, item: int) -> int:
+    return features * -(-depth // 8) * 8 * item
 
 
 def _balance(planner: ModuleType, w: CSBMatrix, column_major: bool) -> float:

@@ -67,7 +67,9 @@ SplitChoice choose_split(CudaKernel kernel, DType dtype, int32_t block_shift, in
 }  // namespace
 
 CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips, int32_t num_units, int64_t columns,
-                                int32_t multiprocessors) {
+                                int32_t multiprocessors, const PanelOffer& offer) {
+  const PanelChoice panel = choose_spmm_panel(dtype, block_shift, columns, multiprocessors, offer);
+  if (panel.features > 0) return {CudaKernel::kPanel, panel.features, false, panel.reason};
   const CudaKernel kernel = tensor_cores_fit(dtype, block_shift) ? CudaKernel::kTile : CudaKernel::kGather;
   const int32_t tile_n = spmm_tile_n(kernel, dtype, columns);
   const SplitChoice choice =
@@ -76,7 +78,9 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
 }
 
 CudaSddmmConfig choose_cuda_sddmm(DType dtype, int32_t block_shift, int32_t num_units, int64_t columns,
-                                  int32_t multiprocessors) {
+                                  int32_t multiprocessors, const PanelOffer& offer) {
+  const PanelChoice panel = choose_sddmm_panel(dtype, block_shift, columns, multiprocessors, offer);
+  if (panel.features > 0) return {CudaKernel::kPanel, panel.features, 1, panel.reason};
   const bool tile = tensor_cores_fit(dtype, block_shift);
   const CudaKernel kernel = tile ? CudaKernel::kTile : CudaKernel::kGather;
   const int32_t tile_n = tile ? 64 : dtype == DType::kFloat64 ? 16 : 32;

@@ -97,6 +97,8 @@ std::string name_of(CudaKernel kernel) {
       return "gather";
     case CudaKernel::kTile:
       return "tile";
+    case CudaKernel::kPanel:
+      return "panel";
   }
   throw std::logic_error("a CUDA kernel without a name");
 }
@@ -113,16 +115,16 @@ Choice choose_cpu_sddmm_py(const std::string& dtype, int32_t block_size, int32_t
 }
 
 Choice choose_cuda_spmm_py(const std::string& dtype, int32_t block_size, int32_t strips, int32_t num_units,
-                           int64_t columns, int32_t multiprocessors) {
-  const auto config =
-      choose_cuda_spmm(dtype_named(dtype), checked_shift(block_size), strips, num_units, columns, multiprocessors);
+                           int64_t columns, int32_t multiprocessors, const PanelOffer& offer) {
+  const auto config = choose_cuda_spmm(dtype_named(dtype), checked_shift(block_size), strips, num_units, columns,
+                                       multiprocessors, offer);
   return {name_of(config.kernel), config.tile_n, py::bool_(config.split_strips), config.reason};
 }
 
 Choice choose_cuda_sddmm_py(const std::string& dtype, int32_t block_size, int32_t num_units, int64_t columns,
-                            int32_t multiprocessors) {
+                            int32_t multiprocessors, const PanelOffer& offer) {
   const auto config =
-      choose_cuda_sddmm(dtype_named(dtype), checked_shift(block_size), num_units, columns, multiprocessors);
+      choose_cuda_sddmm(dtype_named(dtype), checked_shift(block_size), num_units, columns, multiprocessors, offer);
   return {name_of(config.kernel), config.tile_n, py::int_(config.column_splits), config.reason};
 }
 
@@ -141,6 +143,14 @@ PYBIND11_MODULE(_plan, module) {
       .def_readonly("reason", &Choice::reason)
       .def("__repr__", &Choice::repr);
 
+  py::class_<PanelOffer>(module, "PanelOffer",
+                         "What a product says of itself to have panels of W considered: whether its tensors suit a "
+                         "dense product, the features that panels cut, W's other dimension and its stored entries.")
+      .def(py::init([](bool fits, int64_t features, int64_t depth, int64_t stored) {
+             return PanelOffer{fits, features, depth, stored};
+           }),
+           arg("fits"), arg("features"), arg("depth"), arg("stored"));
+
   module.def(
       "plan_units", &plan_units_py, arg("blk_ptr"), arg("blk_pad"), arg("mb"), arg("kb"),
       "Work units balanced by nonzeros, int32 [2, units + 1]: the first block position of each unit in row-major "
@@ -152,9 +162,9 @@ PYBIND11_MODULE(_plan, module) {
   module.def("choose_cpu_sddmm", &choose_cpu_sddmm_py, arg("dtype"), arg("block_size"), arg("num_units"),
              arg("columns"));
   module.def("choose_cuda_spmm", &choose_cuda_spmm_py, arg("dtype"), arg("block_size"), arg("strips"), arg("num_units"),
-             arg("columns"), arg("multiprocessors"));
+             arg("columns"), arg("multiprocessors"), arg("offer") = PanelOffer{});
   module.def("choose_cuda_sddmm", &choose_cuda_sddmm_py, arg("dtype"), arg("block_size"), arg("num_units"),
-             arg("columns"), arg("multiprocessors"));
+             arg("columns"), arg("multiprocessors"), arg("offer") = PanelOffer{});
 }
 
 }  // namespace csb::plan

@@ -7,6 +7,7 @@
 #include "cuda/spmm/spmm.h"
 #include "torch/launch.h"
 #include "torch/operands.h"
+#include "torch/panel.h"
 
 namespace csb::border {
 namespace {
@@ -19,8 +20,13 @@ Tensor spmm_either(const Tensor& values, const Tensor& codes, const Tensor& blk_
   SpmmProblem& problem = call.problem;
   if (call.y.numel() == 0) return call.y;
   const Launch launch(call.y);
-  plan::CudaSpmmConfig config = plan::choose_cuda_spmm(problem.dtype, problem.w.block_shift, problem.strips(),
-                                                       problem.num_units, problem.y.columns, launch.multiprocessors());
+  plan::CudaSpmmConfig config =
+      plan::choose_cuda_spmm(problem.dtype, problem.w.block_shift, problem.strips(), problem.num_units,
+                             problem.y.columns, launch.multiprocessors(), panel_offer(problem, values.numel()));
+  if (config.kernel == plan::CudaKernel::kPanel) {
+    spmm_by_panels(call, config.tile_n, launch);
+    return call.y;
+  }
   config.split_strips = config.split_strips && problem.num_units > 1;
   if (config.split_strips) allocate_partials(call);
   check_cuda(cuda::spmm(problem, config, launch.stream()), transposed ? "spmm_t" : "spmm");
@@ -45,8 +51,13 @@ Tensor sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, 
   SddmmProblem& problem = call.problem;
   if (problem.entries == 0) return call.grad_values;
   const Launch launch(call.grad_values);
-  const plan::CudaSddmmConfig config = plan::choose_cuda_sddmm(problem.dtype, problem.w.block_shift, problem.num_units,
-                                                               problem.a.columns, launch.multiprocessors());
+  const plan::CudaSddmmConfig config =
+      plan::choose_cuda_sddmm(problem.dtype, problem.w.block_shift, problem.num_units, problem.a.columns,
+                              launch.multiprocessors(), panel_offer(problem));
+  if (config.kernel == plan::CudaKernel::kPanel) {
+    sddmm_by_panels(call, config.tile_n, launch);
+    return call.grad_values;
+  }
   if (config.column_splits > 1) allocate_partials(call, config.column_splits);
   check_cuda(cuda::sddmm(problem, config, launch.stream()), "sddmm");
   return call.grad_values;

@@ -15,6 +15,8 @@ cudaError_t launch_kernel(const SddmmProblem& problem, const plan::CudaSddmmConf
       });
     case plan::CudaKernel::kTile:
       return launch_sddmm_tile(problem, config, stream);
+    case plan::CudaKernel::kPanel:
+      break;  // a product of the library, which the border calls
   }
   return cudaErrorInvalidValue;
 }

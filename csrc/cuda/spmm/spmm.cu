@@ -15,6 +15,8 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
       });
     case plan::CudaKernel::kTile:
       return launch_tile(problem, config, stream);
+    case plan::CudaKernel::kPanel:
+      break;  // a product of the library, which the border calls
   }
   return cudaErrorInvalidValue;
 }
