@@ -98,11 +98,12 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
 
     chip = ()
     if w.device.type == "cuda":
-        chip = (torch.cuda.get_device_properties(w.device).multi_processor_count,)
+        properties = torch.cuda.get_device_properties(w.device)
+        chip = (properties.multi_processor_count, properties.major >= 9)
 
     def given(features: int, depth: int) -> tuple[object, ...]:
         """The chip, and that activations as nn.Linear passes them suit a dense product."""
-        return (*chip, _plan.PanelOffer(True, features, depth, stored)) if chip else ()
+        return (chip[0], _plan.PanelOffer(True, features, depth, stored)) if chip else ()
 
     choose_spmm = _plan.choose_cuda_spmm if chip else _plan.choose_cpu_spmm
     choose_sddmm = _plan.choose_cuda_sddmm if chip else _plan.choose_cpu_sddmm
@@ -111,7 +112,8 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
     balances = [_balance(_plan, w, column_major) for column_major in (False, True)]
     for operator, features, depth, balance in (("spmm", w.m, w.k, balances[0]), ("spmm_t", w.k, w.m, balances[1])):
         strips = -(-features // w.block_size)
-        choice = choose_spmm(dtype, w.block_size, strips, num_units, batch, *given(features, depth))
+        forms = (batch == 1 or depth % 8 == 0, chip[1]) if chip else ()
+        choice = choose_spmm(dtype, w.block_size, strips, num_units, batch, *given(features, depth), *forms)
         split = bool(choice.split) and num_units > 1
         workspace = (num_units + strips) * w.block_size * batch * accumulator if split else 0
         if choice.kernel == "panel":

@@ -15,6 +15,9 @@ constexpr int64_t kMaxPartialBytes = 64 * kMebi;
 constexpr int64_t kMinSplitColumns = 256;
 constexpr int64_t kMaxColumnSplits = 16;
 
+constexpr int64_t kNarrowColumns = 16;
+constexpr int64_t kMaxCluster = 8;
+
 bool is_16_bit(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
 
 bool tensor_cores_fit(DType dtype, int32_t block_shift) { return is_16_bit(dtype) && block_shift == 6; }
@@ -64,21 +67,54 @@ SplitChoice choose_split(CudaKernel kernel, DType dtype, int32_t block_shift, in
                      : "gather: work units balanced by nonzeros, because whole strips leave the chip idle"};
 }
 
+// With few columns a call takes microseconds, and a second kernel that joins shared strips is a good part of
+// them. Where strips are even the thread blocks of a cluster share one and join it themselves; a pattern
+// of very many blocks is better cut into units, whose borders need not be those of strips.
+CudaSpmmConfig choose_few_columns(CudaKernel kernel, DType dtype, int32_t strips, int32_t num_units, int32_t tile_n,
+                                  const Chip& chip) {
+  const bool spmv = kernel == CudaKernel::kSpmv;
+  const bool small_sums = spmv && is_16_bit(dtype);
+  const int64_t thread_blocks = chip.multiprocessors * (small_sums ? 4 : 3);
+  int64_t cluster = min_of<int64_t>(kMaxCluster, thread_blocks / max_of(1, strips));
+  if (!small_sums) cluster = cluster / 2 * 2;
+  if (chip.hopper && num_units % 2 == 0 && cluster >= 2) {
+    return {
+        kernel, tile_n, false, static_cast<int32_t>(cluster),
+        spmv ? "spmv: every lane has sums of its own; the strips are even, a cluster shares one"
+             : "narrow: a warp expands a block alone for the tensor cores; the strips are even, a cluster shares one"};
+  }
+  if (num_units > 1) {
+    return {kernel, tile_n, true, 1,
+            spmv ? "spmv: every lane has sums of its own; work units balanced by nonzeros"
+                 : "narrow: a warp expands a block alone for the tensor cores; work units balanced by nonzeros"};
+  }
+  return {kernel, tile_n, false, 1,
+          spmv ? "spmv: every lane has sums of its own; one work unit, nothing to split"
+               : "narrow: a warp expands a block alone for the tensor cores; one work unit, nothing to split"};
+}
+
 }  // namespace
 
 CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips, int32_t num_units, int64_t columns,
-                                int32_t multiprocessors, const PanelOffer& offer) {
-  const PanelChoice panel = choose_spmm_panel(dtype, block_shift, columns, multiprocessors, offer);
-  if (panel.features > 0) return {CudaKernel::kPanel, panel.features, false, panel.reason};
+                                const Chip& chip, const Operands& operands) {
+  const PanelChoice panel = choose_spmm_panel(dtype, block_shift, columns, chip.multiprocessors, operands.panel);
+  if (panel.features > 0) return {CudaKernel::kPanel, panel.features, false, 1, panel.reason};
+  if (operands.pieces && block_shift == 6) {
+    if (columns == 1) return choose_few_columns(CudaKernel::kSpmv, dtype, strips, num_units, 1, chip);
+    if (is_16_bit(dtype) && columns <= kNarrowColumns) {
+      return choose_few_columns(CudaKernel::kNarrow, dtype, strips, num_units, columns <= 8 ? 8 : 16, chip);
+    }
+  }
   const CudaKernel kernel = tensor_cores_fit(dtype, block_shift) ? CudaKernel::kTile : CudaKernel::kGather;
   const int32_t tile_n = spmm_tile_n(kernel, dtype, columns);
   const SplitChoice choice =
-      choose_split(kernel, dtype, block_shift, strips, num_units, columns, tile_n, multiprocessors);
+      choose_split(kernel, dtype, block_shift, strips, num_units, columns, tile_n, chip.multiprocessors);
   return {kernel, tile_n, choice.split, 1, choice.reason};
 }
 
 CudaSddmmConfig choose_cuda_sddmm(DType dtype, int32_t block_shift, int32_t num_units, int64_t columns,
-                                  int32_t multiprocessors, const PanelOffer& offer) {
+                                  const Chip& chip, const PanelOffer& offer) {
+  const int32_t multiprocessors = chip.multiprocessors;
   const PanelChoice panel = choose_sddmm_panel(dtype, block_shift, columns, multiprocessors, offer);
   if (panel.features > 0) return {CudaKernel::kPanel, panel.features, 1, panel.reason};
   const bool tile = tensor_cores_fit(dtype, block_shift);

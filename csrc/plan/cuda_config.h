@@ -8,6 +8,8 @@ namespace csb::plan {
 enum class CudaKernel : int32_t {
   kGather,  // multiplies only the stored entries, on CUDA cores; every dtype and block size
   kTile,    // expands a block into a shared-memory tile for the tensor cores; 16-bit, block_size 64
+  kSpmv,    // one column: sums of its own for every lane; blocks of 64
+  kNarrow,  // 2 to 16 columns: a warp expands a block alone, for the tensor cores; 16-bit, blocks of 64
   kPanel,   // expands panels of W in device memory for the library's dense product; see plan/panel.h
 };
 
@@ -15,7 +17,7 @@ struct CudaSpmmConfig {
   CudaKernel kernel;
   int32_t tile_n;     // columns a thread block computes; of kPanel the output features in a panel
   bool split_strips;  // a thread block walks one unit (strips may be shared and joined), else one whole strip
-  int32_t cluster;    // thread blocks that walk a whole strip together
+  int32_t cluster;    // thread blocks that walk a whole strip together, 1 where strips are split
   const char* reason;
 };
 
@@ -26,10 +28,21 @@ struct CudaSddmmConfig {
   const char* reason;
 };
 
-// Pure functions of sizes and of the chip's number of multiprocessors.
+struct Chip {
+  int32_t multiprocessors;
+  bool hopper;  // compute capability 9.0: clusters of thread blocks
+};
+
+// What the tensors of a product allow, beyond their sizes.
+struct Operands {
+  bool pieces = false;  // values and, along the features, x can be read 16 bytes at a time
+  PanelOffer panel;
+};
+
+// Pure functions of sizes and of the chip.
 CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips, int32_t num_units, int64_t columns,
-                                int32_t multiprocessors, const PanelOffer& offer = {});
+                                const Chip& chip, const Operands& operands);
 CudaSddmmConfig choose_cuda_sddmm(DType dtype, int32_t block_shift, int32_t num_units, int64_t columns,
-                                  int32_t multiprocessors, const PanelOffer& offer = {});
+                                  const Chip& chip, const PanelOffer& offer);
 
 }  // namespace csb::plan

@@ -7,15 +7,14 @@
 namespace csb::plan {
 namespace {
 
-// A unit should outweigh the cost of starting it and of joining a strip that it shares. 384 units are
-// one wave of three or four thread blocks on each of 132 multiprocessors; patterns of many blocks
-// afford four waves, whose ends leave less of the chip idle.
+// A unit should outweigh the cost of starting it and of joining a strip that it shares. 528 units are
+// one wave of four thread blocks on each of 132 multiprocessors.
 constexpr int64_t kMinUnitNonzeros = 512;
 constexpr int64_t kMinUnitBlocks = 4;
-constexpr int64_t kWaveUnits = 384;
-constexpr int64_t kManyBlocks = 24576;
+constexpr int64_t kMostUnits = 528;
 constexpr int32_t kFewUnits = 16;  // below this, fewer units would cost more than uneven ones
 constexpr double kWantedBalance = 1.1;
+constexpr double kEvenStrips = 1.25;  // heaviest strip over the mean strip
 
 struct Walk {
   std::vector<int64_t> nonzeros;  // prefix sums over the positions
@@ -86,6 +85,14 @@ double imbalance(const Walk& walk, const std::vector<int32_t>& begin, int32_t nu
   return static_cast<double>(heaviest) * num_units / static_cast<double>(total);
 }
 
+bool strips_are_even(const Walk& walk, int32_t strips, int32_t blocks) {
+  int64_t heaviest = 0;
+  for (int32_t s = 0; s < strips; ++s) {
+    heaviest = max_of(heaviest, walk.nonzeros[(s + 1) * blocks] - walk.nonzeros[s * blocks]);
+  }
+  return static_cast<double>(heaviest) * strips <= kEvenStrips * static_cast<double>(walk.nonzeros.back());
+}
+
 }  // namespace
 
 Units plan_units(const int32_t* blk_ptr, const uint8_t* blk_pad, int32_t mb, int32_t kb) {
@@ -93,14 +100,16 @@ Units plan_units(const int32_t* blk_ptr, const uint8_t* blk_pad, int32_t mb, int
   const Walk columns = make_walk(blk_ptr, blk_pad, mb, kb, true);
   const int64_t total = rows.nonzeros.back();
   const int64_t blocks = int64_t{mb} * kb;
-  const int64_t waves = blocks < kManyBlocks ? 1 : 4;
   const int64_t affordable = min_of(blocks / kMinUnitBlocks, total / kMinUnitNonzeros);
-  const int32_t wanted = static_cast<int32_t>(max_of<int64_t>(1, min_of(waves * kWaveUnits, affordable)));
+  const int32_t wanted = static_cast<int32_t>(max_of<int64_t>(1, min_of(kMostUnits, affordable)));
   const int32_t fewest = wanted < kFewUnits ? wanted : wanted / 8;
+
+  const bool even = strips_are_even(rows, mb, kb) && strips_are_even(columns, kb, mb);
 
   Units best{0, {}, {}};
   double best_imbalance = 0;
-  for (int32_t num_units = wanted; num_units >= fewest; num_units -= max_of(1, num_units / 24)) {
+  for (int32_t tried = wanted; tried >= fewest; tried -= max_of(1, tried / 24)) {
+    const int32_t num_units = tried % 2 == (even ? 0 : 1) ? tried : max_of(1, tried - 1);
     Units cut{num_units, lightest_cut(rows, num_units), lightest_cut(columns, num_units)};
     const double worst =
         max_of(imbalance(rows, cut.row_major, num_units), imbalance(columns, cut.column_major, num_units));

@@ -19,6 +19,10 @@ struct Units {
 // mean (or one block, where a single block holds more) in either walk whenever some number of
 // units between an eighth of the wanted number and all of it allows that, else the most even cut.
 // A small pattern that wants fewer than 16 units gets them, cut as evenly as its blocks allow.
+//
+// The number of units is all that a launch knows of the pattern without reading device memory. Even, it
+// says that no strip, in either direction, holds over 1.25 times the mean strip's nonzeros, so that
+// whole strips are balanced work as well; odd (or one unit), that some strip does.
 // blk_ptr: [mb * kb + 1], blk_pad: [mb * kb].
 Units plan_units(const int32_t* blk_ptr, const uint8_t* blk_pad, int32_t mb, int32_t kb);
 

@@ -84,6 +84,7 @@ struct Choice {
   int32_t tile_n;
   py::object split;
   std::string reason;
+  int32_t cluster = 1;
 
   std::string repr() const {
     return "Choice(kernel='" + kernel + "', tile_n=" + std::to_string(tile_n) +
@@ -97,6 +98,10 @@ std::string name_of(CudaKernel kernel) {
       return "gather";
     case CudaKernel::kTile:
       return "tile";
+    case CudaKernel::kSpmv:
+      return "spmv";
+    case CudaKernel::kNarrow:
+      return "narrow";
     case CudaKernel::kPanel:
       return "panel";
   }
@@ -115,16 +120,17 @@ Choice choose_cpu_sddmm_py(const std::string& dtype, int32_t block_size, int32_t
 }
 
 Choice choose_cuda_spmm_py(const std::string& dtype, int32_t block_size, int32_t strips, int32_t num_units,
-                           int64_t columns, int32_t multiprocessors, const PanelOffer& offer) {
+                           int64_t columns, int32_t multiprocessors, const PanelOffer& offer, bool pieces,
+                           bool hopper) {
   const auto config = choose_cuda_spmm(dtype_named(dtype), checked_shift(block_size), strips, num_units, columns,
-                                       multiprocessors, offer);
-  return {name_of(config.kernel), config.tile_n, py::bool_(config.split_strips), config.reason};
+                                       {multiprocessors, hopper}, {pieces, offer});
+  return {name_of(config.kernel), config.tile_n, py::bool_(config.split_strips), config.reason, config.cluster};
 }
 
 Choice choose_cuda_sddmm_py(const std::string& dtype, int32_t block_size, int32_t num_units, int64_t columns,
                             int32_t multiprocessors, const PanelOffer& offer) {
-  const auto config =
-      choose_cuda_sddmm(dtype_named(dtype), checked_shift(block_size), num_units, columns, multiprocessors, offer);
+  const auto config = choose_cuda_sddmm(dtype_named(dtype), checked_shift(block_size), num_units, columns,
+                                        {multiprocessors, true}, offer);
   return {name_of(config.kernel), config.tile_n, py::int_(config.column_splits), config.reason};
 }
 
@@ -134,13 +140,15 @@ PYBIND11_MODULE(_plan, module) {
   module.doc() = "The planner: work units of a pattern, and which kernel runs a problem and why.";
   using py::arg;
 
-  py::class_<Choice>(module, "Choice",
-                     "Which kernel runs and why. split: for spmm whether output strips are shared between work units, "
-                     "for sddmm the number of runs that the columns are cut into.")
+  py::class_<Choice>(
+      module, "Choice",
+      "Which kernel runs and why. split: for spmm whether output strips are shared between work units, "
+      "for sddmm the number of runs that the columns are cut into. cluster: thread blocks that share a strip.")
       .def_readonly("kernel", &Choice::kernel)
       .def_readonly("tile_n", &Choice::tile_n)
       .def_readonly("split", &Choice::split)
       .def_readonly("reason", &Choice::reason)
+      .def_readonly("cluster", &Choice::cluster)
       .def("__repr__", &Choice::repr);
 
   py::class_<PanelOffer>(module, "PanelOffer",
@@ -162,7 +170,8 @@ PYBIND11_MODULE(_plan, module) {
   module.def("choose_cpu_sddmm", &choose_cpu_sddmm_py, arg("dtype"), arg("block_size"), arg("num_units"),
              arg("columns"));
   module.def("choose_cuda_spmm", &choose_cuda_spmm_py, arg("dtype"), arg("block_size"), arg("strips"), arg("num_units"),
-             arg("columns"), arg("multiprocessors"), arg("offer") = PanelOffer{});
+             arg("columns"), arg("multiprocessors"), arg("offer") = PanelOffer{}, arg("pieces") = true,
+             arg("hopper") = true);
   module.def("choose_cuda_sddmm", &choose_cuda_sddmm_py, arg("dtype"), arg("block_size"), arg("num_units"),
              arg("columns"), arg("multiprocessors"), arg("offer") = PanelOffer{});
 }

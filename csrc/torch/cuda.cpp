@@ -20,9 +20,9 @@ Tensor spmm_either(const Tensor& values, const Tensor& codes, const Tensor& blk_
   SpmmProblem& problem = call.problem;
   if (call.y.numel() == 0) return call.y;
   const Launch launch(call.y);
-  plan::CudaSpmmConfig config =
-      plan::choose_cuda_spmm(problem.dtype, problem.w.block_shift, problem.strips(), problem.num_units,
-                             problem.y.columns, launch.multiprocessors(), panel_offer(problem, values.numel()));
+  plan::CudaSpmmConfig config = plan::choose_cuda_spmm(
+      problem.dtype, problem.w.block_shift, problem.strips(), problem.num_units, problem.y.columns, launch.chip(),
+      {cuda::in_pieces(problem), panel_offer(problem, values.numel())});
   if (config.kernel == plan::CudaKernel::kPanel) {
     spmm_by_panels(call, config.tile_n, launch);
     return call.y;
@@ -51,9 +51,8 @@ Tensor sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, 
   SddmmProblem& problem = call.problem;
   if (problem.entries == 0) return call.grad_values;
   const Launch launch(call.grad_values);
-  const plan::CudaSddmmConfig config =
-      plan::choose_cuda_sddmm(problem.dtype, problem.w.block_shift, problem.num_units, problem.a.columns,
-                              launch.multiprocessors(), panel_offer(problem));
+  const plan::CudaSddmmConfig config = plan::choose_cuda_sddmm(problem.dtype, problem.w.block_shift, problem.num_units,
+                                                               problem.a.columns, launch.chip(), panel_offer(problem));
   if (config.kernel == plan::CudaKernel::kPanel) {
     sddmm_by_panels(call, config.tile_n, launch);
     return call.grad_values;

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "plan/cuda_config.h"
 #include "torch/checks.h"
 
 // Defined by a CUDA build of torch only; weak, so that this library also loads beside a CPU build.
@@ -22,20 +23,20 @@ class Launch {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
-    int major = 0;
-    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device attributes");
+    check_cuda(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device), "device attributes");
     check_cuda(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device), "device attributes");
-    CSB_CHECK(major >= 8, "torch_csb needs a GPU of compute capability 8.0 or later, cuda:", device, " has ", major,
+    CSB_CHECK(major_ >= 8, "torch_csb needs a GPU of compute capability 8.0 or later, cuda:", device, " has ", major_,
               ".x; move the model to the CPU or densify_ it");
   }
 
   cudaStream_t stream() const { return stream_; }
-  int32_t multiprocessors() const { return multiprocessors_; }
+  plan::Chip chip() const { return {multiprocessors_, major_ >= 9}; }
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
   int multiprocessors_ = 0;
+  int major_ = 0;
 };
 
 }  // namespace csb::border

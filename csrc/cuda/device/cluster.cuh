@@ -18,11 +18,10 @@ __device__ __forceinline__ void cluster_sync() {
 __device__ __forceinline__ float read_neighbour(const float* local, int32_t rank) {
   float value = 0.0f;
 #if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .u32 at;\nmapa.shared::cluster.u32 at, %1, %2;\nld.shared::cluster.f32 %0, [at];\n}"
-      : "=f"(value)
-      : "r"(shared_address(local)), "r"(rank)
-      : "memory");
+  asm volatile("{\n.reg .u32 at;\nmapa.shared::cluster.u32 at, %1, %2;\nld.shared::cluster.f32 %0, [at];\n}"
+               : "=f"(value)
+               : "r"(shared_address(local)), "r"(rank)
+               : "memory");
 #endif
   return value;
 }
@@ -30,11 +29,10 @@ __device__ __forceinline__ float read_neighbour(const float* local, int32_t rank
 __device__ __forceinline__ double read_neighbour(const double* local, int32_t rank) {
   double value = 0.0;
 #if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .u32 at;\nmapa.shared::cluster.u32 at, %1, %2;\nld.shared::cluster.f64 %0, [at];\n}"
-      : "=d"(value)
-      : "r"(shared_address(local)), "r"(rank)
-      : "memory");
+  asm volatile("{\n.reg .u32 at;\nmapa.shared::cluster.u32 at, %1, %2;\nld.shared::cluster.f64 %0, [at];\n}"
+               : "=d"(value)
+               : "r"(shared_address(local)), "r"(rank)
+               : "memory");
 #endif
   return value;
 }

@@ -1,6 +1,5 @@
-#include "cuda/spmm/narrow.h"
-
 #include "cuda/device/operand_tile.cuh"
+#include "cuda/spmm/narrow.h"
 
 namespace csb::cuda {
 

@@ -101,7 +101,7 @@ class Narrow {
     int32_t offset = 0;
 
     __device__ __forceinline__ Walk(const SpmmProblem& problem, int32_t first, int32_t last, int32_t strip_begin,
-                                     int32_t rank, int32_t cluster)
+                                    int32_t rank, int32_t cluster)
         : problem(problem),
           stride(kWarps * cluster),
           position(first + rank * kWarps + warp_idx()),
@@ -195,8 +195,7 @@ class Narrow {
       if (offset < step.count) {
         const int64_t entry = int64_t(step.begin) + offset;
         entries.codes[c] = *reinterpret_cast<const uint4*>(problem_.w.codes + entry);
-        entries.values[c] =
-            *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(problem_.values) + entry);
+        entries.values[c] = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(problem_.values) + entry);
       }
     }
     entries.count = step.count;

@@ -1,7 +1,9 @@
 #include "cuda/device/launch.cuh"
 #include "cuda/spmm/gather.h"
 #include "cuda/spmm/join.h"
+#include "cuda/spmm/narrow.h"
 #include "cuda/spmm/spmm.h"
+#include "cuda/spmm/spmv.h"
 #include "cuda/spmm/tile.h"
 
 namespace csb::cuda {
@@ -15,6 +17,11 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
       });
     case plan::CudaKernel::kTile:
       return launch_tile(problem, config, stream);
+    case plan::CudaKernel::kSpmv:
+      return dispatch_dtype(
+          problem.dtype, [&](auto tag) { return launch_spmv<typename decltype(tag)::type>(problem, config, stream); });
+    case plan::CudaKernel::kNarrow:
+      return launch_narrow(problem, config, stream);
     case plan::CudaKernel::kPanel:
       break;  // a product of the library, which the border calls
   }
@@ -23,10 +30,15 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
 
 }  // namespace
 
+bool in_pieces(const SpmmProblem& problem) {
+  return problem.y.columns == 1 ? spmv_fits(problem) : narrow_fits(problem);
+}
+
 cudaError_t spmm(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream) {
   plan::CudaSpmmConfig checked = config;
   // One unit shares no strip, and without blocks no unit would visit the strips at all.
   checked.split_strips = config.split_strips && problem.num_units > 1 && problem.w.num_blocks() > 0;
+  if (problem.w.num_blocks() == 0) checked.cluster = 1;
   if (checked.split_strips && problem.partials == nullptr) return cudaErrorInvalidValue;
   const cudaError_t error = launch_kernel(problem, checked, stream);
   if (error != cudaSuccess || !checked.split_strips) return error;

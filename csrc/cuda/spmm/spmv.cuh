@@ -134,8 +134,7 @@ class Spmv {
       const int32_t total = __shfl_sync(kFullWarp, end, 31);
       const int32_t start = end - chunks;
       const ChunkMap map = {start, batch.begin - start * kChunk, start * kChunk + batch.stored - batch.padding, total,
-                            static_cast<const T*>(problem_.x.data) +
-                                (int64_t(position - strip_begin) << kShift)};
+                            static_cast<const T*>(problem_.x.data) + (int64_t(position - strip_begin) << kShift)};
 
       // The entries of three windows are on their way to shared memory, where every lane finds its own,
       // and the elements of x of the next one to registers, while one is added.
@@ -281,7 +280,8 @@ class Spmv {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int32_t feature = half * 32 + lane_idx();
-      Vector<Acc, kVectorCount>* lanes = reinterpret_cast<Vector<Acc, kVectorCount>*>(shared_.sums[warp_idx()][feature]);
+      Vector<Acc, kVectorCount>* lanes =
+          reinterpret_cast<Vector<Acc, kVectorCount>*>(shared_.sums[warp_idx()][feature]);
       Acc total = 0;
 #pragma unroll
       for (int v = 0; v < 32 / kVectorCount; ++v) {

@@ -13,8 +13,8 @@ inline bool spmv_fits(const SpmmProblem& problem) {
          (problem.x.stride_f == 1 || problem.in_features() == 1);
 }
 
-// y = act(op(W) . x + bias) for a single column where spmv_fits(); anything else is cudaErrorInvalidValue. Strips that units share are left in problem.partials. Instantiated in
-// instantiations/spmv_*.cu.
+// y = act(op(W) . x + bias) for a single column where spmv_fits(); anything else is cudaErrorInvalidValue. Strips that
+// units share are left in problem.partials. Instantiated in instantiations/spmv_*.cu.
 template <typename T>
 cudaError_t launch_spmv(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream);
 
