@@ -24,7 +24,7 @@ Tensor spmm_either(const Tensor& values, const Tensor& codes, const Tensor& blk_
       problem.dtype, problem.w.block_shift, problem.strips(), problem.num_units, problem.y.columns, launch.chip(),
       {cuda::in_pieces(problem), panel_offer(problem, values.numel())});
   if (config.kernel == plan::CudaKernel::kPanel) {
-    spmm_by_panels(call, config.tile_n, launch);
+    spmm_by_panels(call, values, config.tile_n, launch);
     return call.y;
   }
   config.split_strips = config.split_strips && problem.num_units > 1;

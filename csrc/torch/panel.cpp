@@ -58,15 +58,15 @@ bool as_batches(const DenseView& a, const DenseView& b, Batches* batches_a, Batc
 class Panels {
  public:
   // `features` block rows' worth at a time, block columns' when transposed.
-  Panels(const CsbView& w, DType dtype, const void* values, bool transposed, int32_t features, const Tensor& like)
+  Panels(const CsbView& w, DType dtype, const Tensor& values, bool transposed, int32_t features)
       : transposed_(transposed), strips_(features >> w.block_shift) {
     problem_.w = w;
     problem_.element_size = element_size(dtype);
     problem_.block_rows = w.mb;
     problem_.block_cols = w.kb;
-    problem_.values = const_cast<void*>(values);
+    problem_.values = values.data_ptr();
     move_to(0);
-    buffer_ = empty({problem_.rows(), problem_.ld}, like.scalar_type(), like);
+    buffer_ = empty({problem_.rows(), problem_.ld}, values.scalar_type(), values);
     problem_.panel = buffer_->data_ptr();
   }
 
@@ -141,12 +141,12 @@ plan::PanelOffer panel_offer(const SddmmProblem& problem) {
 
 // A 16-bit product is rounded before silu and gelu, as it is in F.linear, whose activation is another
 // call; relu and relu6 give the same bits either way.
-void spmm_by_panels(const SpmmCall& call, int32_t features, const Launch& launch) {
+void spmm_by_panels(const SpmmCall& call, const Tensor& values, int32_t features, const Launch& launch) {
   const SpmmProblem& problem = call.problem;
   Batches x{}, y{};
   CSB_CHECK(as_batches(problem.x, problem.y, &x, &y), "x: expected columns that a dense product can read");
   const Matrix from = x.columns_by_features(0, problem.in_features(), problem.dtype);
-  Panels panels(problem.w, problem.dtype, problem.values, problem.transposed, features, call.y);
+  Panels panels(problem.w, problem.dtype, values, problem.transposed, features);
   for (; !panels.done(); panels.next()) {
     const EpilogueProblem epilogue = epilogue_of(problem, y, panels);
     check_cuda(cuda::unpack_panel(panels.problem(), launch.stream()), "spmm: panel");
@@ -161,7 +161,7 @@ void sddmm_by_panels(const SddmmCall& call, int32_t features, const Launch& laun
   const SddmmProblem& problem = call.problem;
   Batches a{}, b{};
   CSB_CHECK(as_batches(problem.a, problem.b, &a, &b), "a: expected columns that a dense product can read");
-  Panels panels(problem.w, problem.dtype, problem.grad_values, false, features, call.a);
+  Panels panels(problem.w, problem.dtype, call.grad_values, false, features);
   for (; !panels.done(); panels.next()) {
     // The panel's transpose, k x rows = B . A^T, one image after another.
     for (int64_t image = 0; image < a.batch; ++image) {

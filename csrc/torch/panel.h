@@ -14,7 +14,7 @@ plan::PanelOffer panel_offer(const SddmmProblem& problem);
 
 // Y = act(op(W) . X + bias) and the sampled A . B^T, `features` of W at a time, for a problem whose
 // offer fits.
-void spmm_by_panels(const SpmmCall& call, int32_t features, const Launch& launch);
+void spmm_by_panels(const SpmmCall& call, const Tensor& values, int32_t features, const Launch& launch);
 void sddmm_by_panels(const SddmmCall& call, int32_t features, const Launch& launch);
 
 }  // namespace csb::border
