@@ -23,10 +23,10 @@ MIB = 2**20
 
 
 def allocated(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """A result, and the bytes that were allocated beside it, freed or not."""
+    """A result, and the bytes that were asked for beside it, freed or not."""
 
     def total() -> int:
-        return torch.cuda.memory_stats()["allocated_bytes.all.allocated"]
+        return torch.cuda.memory_stats()["requested_bytes.all.allocated"]
 
     before = total()
     result = run()
@@ -37,12 +37,12 @@ def by_panels(run: Callable[[], Tensor], w: CSBMatrix) -> Tensor:
     """The result of a call that made one panel, at least 256 of W's rows or columns, and nothing else."""
     torch.mm(*torch.ones(2, 8, 8, device="cuda"))  # torch keeps cuBLAS's workspace
     result, extra = allocated(run)
-    assert 256 * min(w.m, w.k) * w.values.element_size() <= extra <= 32 * MIB + 4096
+    assert 256 * min(w.m, w.k) * w.values.element_size() <= extra <= 32 * MIB
     return result
 
 
 def rounded_twice(expect: Expected, w: Tensor, x: Tensor, bias: Tensor | None, dim: int) -> Expected:
-    """cuBLAS may round a 16-bit product before it adds the bias, and silu and gelu follow a rounded sum."""
+    """cuBLAS may round a 16-bit product before it adds the bias, and silu and gelu always follow a rounded product."""
     unit = torch.finfo(expect.dtype).eps / 2
     between = reference.apply(w.double(), x.double(), None, None, dim).abs()
     if bias is not None:
@@ -91,7 +91,9 @@ def test_a_batch_of_images(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
-@pytest.mark.parametrize(("sparsity", "dtype"), [*product((0.0, 0.5, 0.85), DTYPES[:2]), (1.0, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    ("sparsity", "dtype"), [*product((0.0, 0.5, 0.85), DTYPES[:2]), (1.0, torch.bfloat16)], ids=str
+)
 def test_densities_and_block_sizes(sparsity: float, dtype: torch.dtype, block_size: int) -> None:
     w = random_matrix(M, K, sparsity, dtype, "cuda", block_size)
     check(w, "rows", N)

@@ -21,7 +21,8 @@ class Step:
 
     Attributes:
         operator: ``"spmm"``, ``"spmm_t"`` or ``"sddmm"``.
-        kernel, tile_n, split, reason: the planner's choice and why.
+        kernel, tile_n, split, reason: the planner's choice and why. ``tile_n`` counts columns of a tile; of the kernel
+            "panel" the rows of W, or columns for spmm_t, that are expanded at a time.
         bytes_moved: bytes of the weight's arrays and of the activations, each counted once.
         workspace: bytes of scratch that the call allocates and frees.
         balance: nonzeros of the heaviest work unit over the mean; 1 is even.
@@ -64,8 +65,9 @@ class Explanation:
             f"  dense   moves {self.dense_bytes / 1e6:.2f} MB, would be {'faster' if self.dense_faster else 'slower'}",
         ]
         for step in self.steps:
+            tile = f"{step.tile_n} features a panel" if step.kernel == "panel" else f"{step.tile_n} columns a tile"
             lines.append(
-                f"  {step.operator:<7} {step.kernel}, {step.tile_n} columns a tile, "
+                f"  {step.operator:<7} {step.kernel}, {tile}, "
                 f"moves {step.bytes_moved / 1e6:.2f} MB, scratch {step.workspace / 1e6:.2f} MB, "
                 f"heaviest unit {step.balance:.2f} of the mean: {step.reason}"
             )

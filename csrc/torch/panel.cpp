@@ -139,20 +139,24 @@ plan::PanelOffer panel_offer(const SddmmProblem& problem) {
   return {fits, problem.w.m, problem.w.k, problem.entries};
 }
 
-// A 16-bit product is rounded before silu and gelu, as it is in F.linear, whose activation is another
-// call; relu and relu6 give the same bits either way.
+// cuBLAS adds the bias, so that a 16-bit sum is rounded once; relu and relu6 of a rounded sum are the
+// rounded relu and relu6. silu and gelu are not, and round a second time, as they do after F.linear;
+// the bias is then left to them.
 void spmm_by_panels(const SpmmCall& call, const Tensor& values, int32_t features, const Launch& launch) {
   const SpmmProblem& problem = call.problem;
   Batches x{}, y{};
   CSB_CHECK(as_batches(problem.x, problem.y, &x, &y), "x: expected columns that a dense product can read");
+  const bool bias_last = problem.activation == Activation::kSilu || problem.activation == Activation::kGelu;
+  const bool bias_first = problem.bias != nullptr && !bias_last;
   const Matrix from = x.columns_by_features(0, problem.in_features(), problem.dtype);
   Panels panels(problem.w, problem.dtype, values, problem.transposed, features);
   for (; !panels.done(); panels.next()) {
-    const EpilogueProblem epilogue = epilogue_of(problem, y, panels);
+    EpilogueProblem epilogue = epilogue_of(problem, y, panels);
     check_cuda(cuda::unpack_panel(panels.problem(), launch.stream()), "spmm: panel");
-    check_cuda(cuda::fill_bias(epilogue, launch.stream()), "spmm: bias");
+    if (bias_first) check_cuda(cuda::fill_bias(epilogue, launch.stream()), "spmm: bias");
     const Matrix to = y.columns_by_features(panels.first(), panels.features(), problem.dtype);
-    multiply(to, from, panels.depth_by_features(), y.batch, problem.dtype, problem.bias != nullptr);
+    multiply(to, from, panels.depth_by_features(), y.batch, problem.dtype, bias_first);
+    if (!bias_last) epilogue.bias = nullptr;
     check_cuda(cuda::activate_in_place(epilogue, launch.stream()), "spmm: activation");
   }
 }

@@ -17,7 +17,7 @@ cudaError_t sample_panel(const PanelProblem& problem, cudaStream_t stream);
 // Y = bias, for a product that is added to it; nothing without a bias.
 cudaError_t fill_bias(const EpilogueProblem& problem, cudaStream_t stream);
 
-// Y = act(Y); nothing without an activation.
+// Y = act(Y + bias); nothing without an activation.
 cudaError_t activate_in_place(const EpilogueProblem& problem, cudaStream_t stream);
 
 }  // namespace csb::cuda
