@@ -227,13 +227,13 @@ class Wide {
     const int32_t own_steps = group < steps_ ? (steps_ - group + kProducerGroups - 1) / kProducerGroups : 0;
 
     const XPieces pieces = find_x(producer);
-    Entries entries[2];
+    Entries entries = {};
     Scattered scattered[kOwnStages];
     Block block = pointers.at(0);
-    load(entries[0], block);
-#pragma unroll
+    load(entries, block);
+#pragma unroll 1
     for (int i = 0; i < kAhead; ++i) load_x(pieces, producer, i);
-#pragma unroll
+#pragma unroll 1
     for (int i = 1; i < kPrefetch; ++i) prefetch(pointers.at(i));
     uint32_t parity = 1;
     for (int32_t own_step = 0; own_step < own_steps; parity ^= 1) {
@@ -245,31 +245,23 @@ class Wide {
           pointers.first += 32;
           pointers.next = read_pointers(producer, pointers.first + 32);
         }
-        block = fill(pointers, pieces, producer, group, own_stage, own_step, parity, block, entries, scattered);
+        const Block next = pointers.at(own_step + 1);
+        prefetch(pointers.at(own_step + kPrefetch));
+        const int32_t stage = group + kProducerGroups * own_stage;
+        uint16_t* tile = shared_.weight[stage][index_in_group(producer, stage)];
+        if (own_step >= kOwnStages) mbarrier_wait(&shared_.empty[stage], parity);
+        load_x(pieces, producer, own_step + kAhead);  // its place was read last in the step just waited for
+        clean(tile, scattered[own_stage]);
+#pragma unroll
+        for (int c = 0; c < kUndoChunks; ++c) scattered[own_stage].codes[c] = entries.codes[c];
+        scattered[own_stage].count = block.count;
+        scatter(tile, entries, block, next);
+        copy_async_wait<kAhead>();
+        __syncwarp();
+        if (lane_idx() == 0) mbarrier_arrive(&shared_.full[stage]);
+        block = next;
       }
     }
-  }
-
-  // One tile; returns the block of the next own step, whose entries are then under way.
-  __device__ __forceinline__ Block fill(const Pointers& pointers, const XPieces& pieces, int32_t producer, int32_t group, int own_stage,
-                                        int32_t own_step, uint32_t parity, const Block& block, Entries (&entries)[2],
-                                        Scattered (&scattered)[kOwnStages]) {
-    const Block next = pointers.at(own_step + 1);
-    load(entries[(own_stage + 1) % 2], next);
-    prefetch(pointers.at(own_step + kPrefetch));
-    const int32_t stage = group + kProducerGroups * own_stage;
-    uint16_t* tile = shared_.weight[stage][index_in_group(producer, stage)];
-    if (own_step >= kOwnStages) mbarrier_wait(&shared_.empty[stage], parity);
-    load_x(pieces, producer, own_step + kAhead);  // its place was read last in the step just waited for
-    clean(tile, scattered[own_stage]);
-    scatter(tile, entries[own_stage % 2], block);
-#pragma unroll
-    for (int c = 0; c < kUndoChunks; ++c) scattered[own_stage].codes[c] = entries[own_stage % 2].codes[c];
-    scattered[own_stage].count = block.count;
-    copy_async_wait<kAhead>();
-    __syncwarp();
-    if (lane_idx() == 0) mbarrier_arrive(&shared_.full[stage]);
-    return next;
   }
 
   __device__ __forceinline__ XPieces find_x(int32_t producer) const {
@@ -296,7 +288,7 @@ class Wide {
     const int32_t step = step_of(producer, own_step);
     const int32_t block = input_block(step);
     if (step < steps_) {
-      if (pieces.fast && 64 * (block + 1) <= problem_.in_features()) {
+      if (__builtin_expect(pieces.fast && 64 * (block + 1) <= problem_.in_features(), 1)) {
         uint16_t* tile = shared_.x[step % kXStages][0] + pieces.to;
         const int64_t offset = block * pieces.block_stride;
 #pragma unroll
@@ -314,15 +306,20 @@ class Wide {
     copy_async_commit();
   }
 
+  // The same element by element: at the edges, and where pieces are not aligned.
   __device__ __forceinline__ void load_x_edge(int32_t producer, int32_t step) const {
-    const Operand x = make_operand(problem_.x, problem_.in_features(), launch_.x_vectorized);
-#pragma unroll 1
-    for (int consumer = 0; consumer < kConsumers; ++consumer) {
-      const int32_t columns = min_of(64, columns_ - 64 * consumer);
-      if (columns <= 0) break;
-      OperandTile<kFeaturesFirst, 64, 32 * kStrips>::load(shared_.x[step % kXStages][consumer], x,
-                                                          64 * input_block(step), shared_.x_offset + 64 * consumer,
-                                                          columns, 32 * (producer % kStrips) + lane_idx());
+    const int32_t first = 64 * input_block(step), features = problem_.in_features();
+#pragma unroll 8
+    for (int32_t i = 0; i < 32 * kConsumers; ++i) {
+      const int32_t consumer = i / 32;
+      const int32_t row = 4 * (producer % kStrips) + i / 8 % 4 * 16 + i / 2 % 4, col = i % 2 * 32 + lane_idx();
+      const int32_t feature = first + (kFeaturesFirst ? row : col);
+      const int32_t column = 64 * consumer + (kFeaturesFirst ? col : row);
+      uint16_t value = 0;
+      if (feature < features && column < columns_) {
+        value = static_cast<const uint16_t*>(problem_.x.data)[feature * problem_.x.stride_f + shared_.x_offset[column]];
+      }
+      shared_.x[step % kXStages][consumer][tile_offset<64>(row, col)] = value;
     }
   }
 
@@ -334,50 +331,67 @@ class Wide {
                  : "memory");
   }
 
-  // Eight entries; they may reach into the padding at the end of the block, never beyond it.
-  __device__ __forceinline__ void load_vector(uint4& codes, uint4& values, int64_t entry) const {
-    codes = __ldcs(reinterpret_cast<const uint4*>(problem_.w.codes + entry));
-    values = __ldcs(reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(problem_.values) + entry));
+  // Eight entries; they may reach into the padding at the end of the block, never beyond it. Where there
+  // are none the registers keep what they hold: a branch or a copy would wait for the load.
+  static __device__ __forceinline__ void load_vector(uint4& into, const uint16_t* from, bool some) {
+    asm volatile(
+        "{\n"
+        ".reg .pred some;\n"
+        "setp.ne.b32 some, %5, 0;\n"
+        "@some ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+        "}\n"
+        : "+r"(into.x), "+r"(into.y), "+r"(into.z), "+r"(into.w)
+        : "l"(from), "r"(static_cast<int32_t>(some)));
   }
 
   // Chunk c of lane l holds entries 8 (32 c + l) ... + 7 of the block.
   __device__ __forceinline__ void load(Entries& entries, const Block& block) const {
+    const uint16_t* codes = problem_.w.codes + block.begin + 8 * lane_idx();
+    const uint16_t* values = static_cast<const uint16_t*>(problem_.values) + block.begin + 8 * lane_idx();
+    const int32_t count = block.count - 8 * lane_idx();
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      const int32_t offset = 8 * (32 * c + lane_idx());
-      if (offset < block.count) load_vector(entries.codes[c], entries.values[c], int64_t(block.begin) + offset);
+      load_vector(entries.codes[c], codes + 256 * c, 256 * c < count);
+      load_vector(entries.values[c], values + 256 * c, 256 * c < count);
     }
   }
 
   // Padding has code 0 like an entry at (0, 0), which is a block's first if there is one: the first entry
   // is stored behind all others, and the values of padding are made 0.
-  __device__ __forceinline__ void scatter(uint16_t* tile, Entries& entries, const Block& block) const {
-    const int32_t count = block.count;
+  // The entries make room for those of the block after it as they go.
+  __device__ __forceinline__ void scatter(uint16_t* tile, Entries& entries, const Block& block,
+                                          const Block& next) const {
+    const int32_t count = block.count - 8 * lane_idx();
 #pragma unroll 1
-    for (int32_t base = (count - 1) / 256 * 256; base >= 256 * kChunks; base -= 256) {
-      const int32_t offset = base + 8 * lane_idx();
-      if (offset < count) {
-        uint4 codes, values;
-        load_vector(codes, values, int64_t(block.begin) + offset);
-        if (count - offset < 8) clear_padding(values, count - offset);
+    for (int32_t base = (block.count - 1) & ~255; base >= 256 * kChunks; base -= 256) {
+      if (base < count) {
+        const int64_t entry = int64_t(block.begin) + base + 8 * lane_idx();
+        const uint4 codes = *reinterpret_cast<const uint4*>(problem_.w.codes + entry);
+        uint4 values = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(problem_.values) + entry);
+        clear_padding(values, count - base);
         store_vector(tile, codes, values);
       }
     }
+    const uint32_t first_code = entries.codes[0].x & 0xffffu;
+    const uint16_t first_value = static_cast<uint16_t>(entries.values[0].x);
+    const uint16_t* next_codes = problem_.w.codes + next.begin + 8 * lane_idx();
+    const uint16_t* next_values = static_cast<const uint16_t*>(problem_.values) + next.begin + 8 * lane_idx();
+    const int32_t next_count = next.count - 8 * lane_idx();
 #pragma unroll
-    for (int c = kChunks - 1; c >= 0; --c) {
-      const int32_t left = count - 8 * (32 * c + lane_idx());
-      if (left > 0) {
-        if (left < 8) clear_padding(entries.values[c], left);
+    for (int c = 0; c < kChunks; ++c) {
+      if (256 * c < count) {
+        clear_padding(entries.values[c], count - 256 * c);
         store_vector(tile, entries.codes[c], entries.values[c]);
       }
+      load_vector(entries.codes[c], next_codes + 256 * c, 256 * c < next_count);
+      load_vector(entries.values[c], next_values + 256 * c, 256 * c < next_count);
     }
     __syncwarp();
-    if (lane_idx() == 0 && count > 0) {
-      tile[entries.codes[0].x & 0xffffu] = static_cast<uint16_t>(entries.values[0].x);
-    }
+    if (count > 0 && lane_idx() == 0) tile[first_code] = first_value;
   }
 
   static __device__ __forceinline__ void clear_padding(uint4& values, int32_t left) {
+    if (left >= 8) return;
     const auto keep = [](int32_t left, uint32_t pair) { return left >= 2 ? pair : left == 1 ? pair & 0xffffu : 0u; };
     values = {keep(left, values.x), keep(left - 2, values.y), keep(left - 4, values.z), keep(left - 6, values.w)};
   }
