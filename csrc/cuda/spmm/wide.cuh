@@ -18,30 +18,26 @@ struct WideLaunch {
 // kConsumers x 64 columns a thread block. The product is computed as Y^T = X^T . op(W)^T, so that a
 // tile of X is the operand with few rows, read once for four weight tiles.
 //
-//   producer warps   entries ─► scatter ─► weight[kStages][4] ─┬─► consumer warpgroups (sums)
-//                    X ───────────────────► x[kXStages] ───────┘
+//   producer warps         entries ─► scatter ─► weight[kStages][4] ─┐
+//   consumer warpgroups    X ───────────────────► x[kXStages] ───────┴─► sums
 //
 // A step is an input block: four blocks of W, one for each strip, and a tile of X. A producer warp takes
-// a block alone and cleans the tile that it filled kStages steps ago when the consumers are done with
-// it; it brings a quarter of the X tile too, kAhead of its own steps ahead.
+// a block alone and has the entries of its next one under way meanwhile. The consumers, who would only
+// wait for the tensor cores, also bring X and clear the weight tiles that they have read.
 template <typename Scalar, bool kTransposed, bool kFeaturesFirst, int kConsumers>
 class Wide {
   static constexpr int kStrips = 4;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = kConsumers == 1 ? 6 : 4;
+  static constexpr int kXStages = 4;
   static constexpr int kConsumerWarps = 4 * kConsumers;
-  static constexpr int kProducerGroups = kConsumers == 1 ? 2 : 1;
+  static constexpr int kProducerGroups = 3 - kConsumers;
   static constexpr int kProducerWarps = kStrips * kProducerGroups;
-  static constexpr int kOwnStages = kStages / kProducerGroups;
-  static constexpr int kAhead = 2;
-  static constexpr int kXStages = kStages + kAhead * kProducerGroups;
-  static constexpr int kChunks = 5;      // times 256 entries of a block are loaded a step ahead
-  static constexpr int kUndoChunks = 2;  // up to so many the scatter is undone; above, the tile is cleared
-  static constexpr int kPrefetch = 4;    // own steps between the first word of a block to L2 and its load
+  static constexpr int kChunks = 5;  // times 256 entries are loaded a block ahead
   static constexpr int kTileBytes = 64 * 64 * 2;
   static constexpr int kColumns = 64 * kConsumers;
   static constexpr int kSumPitch = 64 * kStrips + 8;  // keeps float2 stores of eight rows apart
   static constexpr unsigned kFullWarp = 0xffffffffu;
-  static_assert(kOwnStages % 2 == 0, "entries alternate between two sets of registers");
+  static_assert(kXStages >= 3, "the tile of the next step must have landed when a step is multiplied");
 
  public:
   static constexpr int kThreads = 32 * (kConsumerWarps + kProducerWarps);
@@ -74,21 +70,22 @@ class Wide {
 
   __device__ __forceinline__ void run() {
     // Phase 1: barriers, offsets of the columns, and zeros wherever a tile will stand.
+    const int32_t warp_idx = __shfl_sync(kFullWarp, threadIdx.x / 32, 0);
     prepare();
     __syncthreads();
 
     // Phase 2: every warp in its role.
-    const int32_t warp_idx = __shfl_sync(kFullWarp, threadIdx.x / 32, 0);
-    float sum[128];
     if (warp_idx < kConsumerWarps) {
-      consume(sum, warp_idx / 4);
+      float sum[128];
+      consume(sum, warp_idx);
+      __syncthreads();  // the sums overwrite the tiles
+      leave_sums(sum, warp_idx);
     } else {
       produce(warp_idx - kConsumerWarps);
+      __syncthreads();
     }
 
     // Phase 3: the cluster's sums, in the order of its thread blocks.
-    __syncthreads();  // the sums overwrite the tiles
-    if (warp_idx < kConsumerWarps) leave_sums(sum, warp_idx);
     if (launch_.splits > 1) {
       cluster_sync();
     } else {
@@ -119,22 +116,30 @@ class Wide {
     }
     constexpr int kPieces = (sizeof(shared_.weight) + sizeof(shared_.x)) / 16;
     uint4* tiles = reinterpret_cast<uint4*>(&shared_);
+#pragma unroll 4
     for (int32_t i = thread_idx; i < kPieces; i += kThreads) tiles[i] = uint4{0, 0, 0, 0};
     fence_async_proxy();
   }
 
   // ---- consumers: 64 columns of X times four weight tiles
 
-  __device__ __forceinline__ void consume(float (&sum)[128], int32_t consumer) {
+  __device__ __forceinline__ void consume(float (&sum)[128], int32_t warp_idx) {
+    const int32_t consumer = warp_idx / 4;
+    const XPieces pieces = find_x(warp_idx);
+#pragma unroll 1
+    for (int i = 0; i < kXStages - 1; ++i) load_x(pieces, warp_idx, i);
 #pragma unroll
     for (int i = 0; i < 128; ++i) sum[i] = 0.0f;
+    copy_async_wait<kXStages - 2>();
+    fence_async_proxy();
+    meet_consumers();
+
     RingPosition<kStages> stage;
-    RingPosition<kXStages> x;
     int32_t last = 0;
     for (int32_t step = 0; step < steps_; ++step) {
       mbarrier_wait(&shared_.full[stage.slot], stage.parity);
-      fence_async_proxy();  // here rather than in the producers, whose loads under way it would wait for
-      const uint64_t a = operand_descriptor<kFeaturesFirst>(shared_.x[x.slot][consumer], 0);
+      fence_async_proxy();  // here rather than in the producers, where it would wait for the loads under way
+      const uint64_t a = operand_descriptor<kFeaturesFirst>(shared_.x[step % kXStages][consumer], 0);
       const uint64_t b = operand_descriptor<kTransposed>(shared_.weight[stage.slot], kTileBytes);
       products_begin();
 #pragma unroll
@@ -143,13 +148,35 @@ class Wide {
                                                               b + k * descriptor_step<kTransposed>());
       }
       products_commit();
+
+      // While these products run: those of the step before are over, and X of the next step is here.
       products_wait<1>();
-      if (step > 0 && lane_idx() == 0) mbarrier_arrive(&shared_.empty[last]);
+      copy_async_wait<kXStages - 3>();
+      fence_async_proxy();
+      meet_consumers();
+      load_x(pieces, warp_idx, step + kXStages - 1);
+      if (step > 0) {
+        clear_weights(last, warp_idx);
+        __syncwarp();
+        if (lane_idx() == 0) mbarrier_arrive(&shared_.empty[last]);
+      }
       last = stage.slot;
       stage.advance();
-      x.advance();
     }
     products_wait<0>();
+    copy_async_wait<0>();
+  }
+
+  static __device__ __forceinline__ void meet_consumers() {
+    asm volatile("bar.sync 1, %0;\n" ::"n"(32 * kConsumerWarps) : "memory");
+  }
+
+  // This warp's share of the four weight tiles of a stage.
+  __device__ __forceinline__ void clear_weights(int32_t stage, int32_t warp_idx) const {
+    constexpr int kPieces = kStrips * kTileBytes / 16 / kConsumerWarps;
+    uint4* share = reinterpret_cast<uint4*>(shared_.weight[stage]) + warp_idx * kPieces + lane_idx();
+#pragma unroll
+    for (int i = 0; i < kPieces; i += 32) share[i] = uint4{0, 0, 0, 0};
   }
 
   __device__ __forceinline__ void leave_sums(const float (&sum)[128], int32_t warp_idx) {
@@ -161,52 +188,72 @@ class Wide {
     }
   }
 
-  // ---- producers: entries to dense tiles, and X
-
-  struct Block {
-    int32_t begin = 0;
-    int32_t count = 0;
-  };
-
-  // Lane l holds the blocks of own steps first + l and first + 32 + l.
-  struct Pointers {
-    Block now, next;
-    int32_t first = 0;
-
-    __device__ __forceinline__ Block at(int32_t own_step) const {
-      const int32_t lane = own_step - first;
-      const bool later = lane >= 32;
-      return {__shfl_sync(kFullWarp, later ? next.begin : now.begin, lane & 31),
-              __shfl_sync(kFullWarp, later ? next.count : now.count, lane & 31)};
-    }
-  };
-
-  __device__ __forceinline__ int32_t step_of(int32_t producer, int32_t own_step) const {
-    return producer / kStrips + kProducerGroups * own_step;
-  }
-
-  // Which strip a warp takes changes with the stage, so that no warp has a dense strip to itself; a tile
-  // is always filled by the same warp.
-  static __device__ __forceinline__ int32_t index_in_group(int32_t producer, int32_t step) {
-    return (producer + step) % kStrips;
-  }
-
-  __device__ __forceinline__ Block read_pointers(int32_t producer, int32_t first) const {
-    const int32_t step = step_of(producer, first + lane_idx());
-    const int32_t strip = strip_at(index_in_group(producer, step));
-    if (step >= steps_ || strip >= problem_.strips()) return {};
-    const int32_t block =
-        kTransposed ? input_block(step) * problem_.w.kb + strip : strip * problem_.w.kb + input_block(step);
-    const int32_t begin = problem_.w.blk_ptr[block];
-    return {begin, problem_.w.blk_ptr[block + 1] - problem_.w.blk_pad[block] - begin};
-  }
-
-  // Where the pieces of eight elements of a warp's quarter of an X tile come from and go to.
+  // Where a warp's pieces of eight elements of an X tile come from and go to: a quarter of the tile of its
+  // own consumer.
   struct XPieces {
-    const uint16_t* from[kConsumers][4];  // in input block 0; null outside the columns
+    const uint16_t* from[4];  // in input block 0; null outside the columns
     int64_t block_stride;
     int32_t to;
     bool fast;  // every piece is whole or outside
+  };
+
+  __device__ __forceinline__ XPieces find_x(int32_t warp_idx) const {
+    const int32_t row = 4 * (warp_idx % 4) + lane_idx() / 8, piece = lane_idx() % 8;
+    XPieces pieces;
+    pieces.block_stride = kFeaturesFirst ? 64 * problem_.x.stride_f : 64;
+    pieces.to = tile_offset<64>(row, 8 * piece);
+    pieces.fast = launch_.x_vectorized && (!kFeaturesFirst || columns_ % 8 == 0);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t column = 64 * (warp_idx / 4) + (kFeaturesFirst ? 8 * piece : row + 16 * i);
+      const int64_t feature = kFeaturesFirst ? row + 16 * i : 8 * piece;
+      const uint16_t* x = static_cast<const uint16_t*>(problem_.x.data) + feature * problem_.x.stride_f;
+      pieces.from[i] = column < columns_ ? x + shared_.x_offset[column] : nullptr;
+    }
+    return pieces;
+  }
+
+  // Makes a group of copies in any case.
+  __device__ __forceinline__ void load_x(const XPieces& pieces, int32_t warp_idx, int32_t step) const {
+    const int32_t block = input_block(step);
+    if (step < steps_) {
+      if (__builtin_expect(pieces.fast && 64 * (block + 1) <= problem_.in_features(), 1)) {
+        uint16_t* tile = shared_.x[step % kXStages][warp_idx / 4] + pieces.to;
+        const int64_t offset = block * pieces.block_stride;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (pieces.from[i] != nullptr) copy_async_16(tile + i * 16 * 64, pieces.from[i] + offset);
+        }
+      } else {
+        load_x_edge(warp_idx, step);
+      }
+    }
+    copy_async_commit();
+  }
+
+  // The same element by element: at the edges, and where pieces are not aligned.
+  __device__ __forceinline__ void load_x_edge(int32_t warp_idx, int32_t step) const {
+    const int32_t first = 64 * input_block(step), features = problem_.in_features();
+    const uint16_t* x = static_cast<const uint16_t*>(problem_.x.data);
+#pragma unroll 8
+    for (int32_t i = 0; i < 32; ++i) {
+      const int32_t row = 4 * (warp_idx % 4) + i / 8 * 16 + i / 2 % 4, col = i % 2 * 32 + lane_idx();
+      const int32_t feature = first + (kFeaturesFirst ? row : col);
+      const int32_t column = 64 * (warp_idx / 4) + (kFeaturesFirst ? col : row);
+      const bool inside = feature < features && column < columns_;
+      shared_.x[step % kXStages][warp_idx / 4][tile_offset<64>(row, col)] =
+          inside ? x[feature * problem_.x.stride_f + shared_.x_offset[column]] : uint16_t(0);
+    }
+  }
+
+  // ---- producers: entries to dense tiles
+
+  struct Block {
+    int32_t begin = 0;
+    int32_t end = 0;
+    int32_t padding = 0;
+
+    __device__ __forceinline__ int32_t count() const { return end - padding - begin; }
   };
 
   struct Entries {
@@ -214,121 +261,53 @@ class Wide {
     uint4 values[kChunks];
   };
 
-  struct Scattered {
-    uint4 codes[kUndoChunks];
-    int32_t count = 0;
-  };
-
   __device__ __forceinline__ void produce(int32_t producer) {
-    Pointers pointers;
-    pointers.now = read_pointers(producer, 0);
-    pointers.next = read_pointers(producer, 32);
     const int32_t group = producer / kStrips;
     const int32_t own_steps = group < steps_ ? (steps_ - group + kProducerGroups - 1) / kProducerGroups : 0;
-
-    const XPieces pieces = find_x(producer);
+    // Lane l holds the blocks of own steps 32 i + l and, under way, 32 (i + 1) + l.
+    Block blocks = read_pointers(producer, 0);
+    Block blocks_ahead = read_pointers(producer, 32);
     Entries entries = {};
-    Scattered scattered[kOwnStages];
-    Block block = pointers.at(0);
-    load(entries, block);
-#pragma unroll 1
-    for (int i = 0; i < kAhead; ++i) load_x(pieces, producer, i);
-#pragma unroll 1
-    for (int i = 1; i < kPrefetch; ++i) prefetch(pointers.at(i));
+    int32_t begin = __shfl_sync(kFullWarp, blocks.begin, 0);
+    int32_t count = __shfl_sync(kFullWarp, blocks.count(), 0);
+    load(entries, begin, count);
+    int32_t stage = group;
     uint32_t parity = 1;
-    for (int32_t own_step = 0; own_step < own_steps; parity ^= 1) {
-#pragma unroll
-      for (int own_stage = 0; own_stage < kOwnStages; ++own_stage, ++own_step) {
-        if (own_step >= own_steps) break;
-        if (own_step - pointers.first == 31) {
-          pointers.now = pointers.next;
-          pointers.first += 32;
-          pointers.next = read_pointers(producer, pointers.first + 32);
-        }
-        const Block next = pointers.at(own_step + 1);
-        prefetch(pointers.at(own_step + kPrefetch));
-        const int32_t stage = group + kProducerGroups * own_stage;
-        uint16_t* tile = shared_.weight[stage][index_in_group(producer, stage)];
-        if (own_step >= kOwnStages) mbarrier_wait(&shared_.empty[stage], parity);
-        load_x(pieces, producer, own_step + kAhead);  // its place was read last in the step just waited for
-        clean(tile, scattered[own_stage]);
-#pragma unroll
-        for (int c = 0; c < kUndoChunks; ++c) scattered[own_stage].codes[c] = entries.codes[c];
-        scattered[own_stage].count = block.count;
-        scatter(tile, entries, block, next);
-        copy_async_wait<kAhead>();
-        __syncwarp();
-        if (lane_idx() == 0) mbarrier_arrive(&shared_.full[stage]);
-        block = next;
+    for (int32_t own_step = 0; own_step < own_steps; ++own_step) {
+      if (own_step % 32 == 31) {
+        blocks = blocks_ahead;
+        blocks_ahead = read_pointers(producer, own_step + 33);
+      }
+      const int32_t next_begin = __shfl_sync(kFullWarp, blocks.begin, (own_step + 1) % 32);
+      const int32_t next_count = __shfl_sync(kFullWarp, blocks.count(), (own_step + 1) % 32);
+      if (own_step * kProducerGroups >= kStages - group) mbarrier_wait(&shared_.empty[stage], parity);
+      uint16_t* tile = shared_.weight[stage][index_in_group(producer, own_step)];
+      scatter(tile, entries, begin, count, next_begin, next_count);
+      __syncwarp();
+      if (lane_idx() == 0) mbarrier_arrive(&shared_.full[stage]);
+      begin = next_begin;
+      count = next_count;
+      stage += kProducerGroups;
+      if (stage >= kStages) {
+        stage -= kStages;
+        parity ^= 1;
       }
     }
   }
 
-  __device__ __forceinline__ XPieces find_x(int32_t producer) const {
-    const int32_t row = 4 * (producer % kStrips) + lane_idx() / 8, piece = lane_idx() % 8;
-    XPieces pieces;
-    pieces.block_stride = kFeaturesFirst ? 64 * problem_.x.stride_f : 64;
-    pieces.to = tile_offset<64>(row, 8 * piece);
-    pieces.fast = launch_.x_vectorized && (!kFeaturesFirst || columns_ % 8 == 0);
-#pragma unroll
-    for (int consumer = 0; consumer < kConsumers; ++consumer) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int32_t column = 64 * consumer + (kFeaturesFirst ? 8 * piece : row + 16 * i);
-        const int64_t feature = kFeaturesFirst ? row + 16 * i : 8 * piece;
-        const uint16_t* x = static_cast<const uint16_t*>(problem_.x.data) + feature * problem_.x.stride_f;
-        pieces.from[consumer][i] = column < columns_ ? x + shared_.x_offset[column] : nullptr;
-      }
-    }
-    return pieces;
+  // Which strip a warp takes changes from step to step, so that no warp has a dense strip to itself.
+  static __device__ __forceinline__ int32_t index_in_group(int32_t producer, int32_t own_step) {
+    return (producer + own_step) % kStrips;
   }
 
-  // This warp's quarter of an X tile; makes a group of copies in any case.
-  __device__ __forceinline__ void load_x(const XPieces& pieces, int32_t producer, int32_t own_step) const {
-    const int32_t step = step_of(producer, own_step);
-    const int32_t block = input_block(step);
-    if (step < steps_) {
-      if (__builtin_expect(pieces.fast && 64 * (block + 1) <= problem_.in_features(), 1)) {
-        uint16_t* tile = shared_.x[step % kXStages][0] + pieces.to;
-        const int64_t offset = block * pieces.block_stride;
-#pragma unroll
-        for (int consumer = 0; consumer < kConsumers; ++consumer) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const uint16_t* from = pieces.from[consumer][i];
-            if (from != nullptr) copy_async_16(tile + (4 * consumer + i) * 16 * 64, from + offset);
-          }
-        }
-      } else {
-        load_x_edge(producer, step);
-      }
-    }
-    copy_async_commit();
-  }
-
-  // The same element by element: at the edges, and where pieces are not aligned.
-  __device__ __forceinline__ void load_x_edge(int32_t producer, int32_t step) const {
-    const int32_t first = 64 * input_block(step), features = problem_.in_features();
-#pragma unroll 8
-    for (int32_t i = 0; i < 32 * kConsumers; ++i) {
-      const int32_t consumer = i / 32;
-      const int32_t row = 4 * (producer % kStrips) + i / 8 % 4 * 16 + i / 2 % 4, col = i % 2 * 32 + lane_idx();
-      const int32_t feature = first + (kFeaturesFirst ? row : col);
-      const int32_t column = 64 * consumer + (kFeaturesFirst ? col : row);
-      uint16_t value = 0;
-      if (feature < features && column < columns_) {
-        value = static_cast<const uint16_t*>(problem_.x.data)[feature * problem_.x.stride_f + shared_.x_offset[column]];
-      }
-      shared_.x[step % kXStages][consumer][tile_offset<64>(row, col)] = value;
-    }
-  }
-
-  __device__ __forceinline__ void prefetch(const Block& block) const {
-    if (block.count <= 0 || lane_idx() >= 2) return;
-    const uint16_t* from = lane_idx() == 0 ? problem_.w.codes : static_cast<const uint16_t*>(problem_.values);
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from + block.begin),
-                 "r"(round_up(block.count, 8) * 2)
-                 : "memory");
+  __device__ __forceinline__ Block read_pointers(int32_t producer, int32_t first) const {
+    const int32_t own_step = first + lane_idx();
+    const int32_t step = producer / kStrips + kProducerGroups * own_step;
+    const int32_t strip = strip_at(index_in_group(producer, own_step));
+    if (step >= steps_ || strip >= problem_.strips()) return {};
+    const int32_t block =
+        kTransposed ? input_block(step) * problem_.w.kb + strip : strip * problem_.w.kb + input_block(step);
+    return {problem_.w.blk_ptr[block], problem_.w.blk_ptr[block + 1], problem_.w.blk_pad[block]};
   }
 
   // Eight entries; they may reach into the padding at the end of the block, never beyond it. Where there
@@ -345,82 +324,80 @@ class Wide {
   }
 
   // Chunk c of lane l holds entries 8 (32 c + l) ... + 7 of the block.
-  __device__ __forceinline__ void load(Entries& entries, const Block& block) const {
-    const uint16_t* codes = problem_.w.codes + block.begin + 8 * lane_idx();
-    const uint16_t* values = static_cast<const uint16_t*>(problem_.values) + block.begin + 8 * lane_idx();
-    const int32_t count = block.count - 8 * lane_idx();
+  __device__ __forceinline__ void load(Entries& entries, int32_t begin, int32_t count) const {
+    const uint16_t* codes = problem_.w.codes + begin + 8 * lane_idx();
+    const uint16_t* values = static_cast<const uint16_t*>(problem_.values) + begin + 8 * lane_idx();
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      load_vector(entries.codes[c], codes + 256 * c, 256 * c < count);
-      load_vector(entries.values[c], values + 256 * c, 256 * c < count);
+      load_vector(entries.codes[c], codes + 256 * c, 256 * c + 8 * lane_idx() < count);
+      load_vector(entries.values[c], values + 256 * c, 256 * c + 8 * lane_idx() < count);
     }
   }
 
-  // Padding has code 0 like an entry at (0, 0), which is a block's first if there is one: the first entry
-  // is stored behind all others, and the values of padding are made 0.
-  // The entries make room for those of the block after it as they go.
-  __device__ __forceinline__ void scatter(uint16_t* tile, Entries& entries, const Block& block,
-                                          const Block& next) const {
-    const int32_t count = block.count - 8 * lane_idx();
+  // The entries make room for those of the next block as they go.
+  __device__ __forceinline__ void scatter(uint16_t* tile, Entries& entries, int32_t begin, int32_t count,
+                                          int32_t next_begin, int32_t next_count) const {
+    const uint16_t* codes = problem_.w.codes + 8 * lane_idx();
+    const uint16_t* values = static_cast<const uint16_t*>(problem_.values) + 8 * lane_idx();
+    const int32_t left = count - 8 * lane_idx();
+    const int32_t next_left = next_count - 8 * lane_idx();
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      if (__any_sync(kFullWarp, 256 * c < left)) {
+        store_vector(tile, entries.codes[c], entries.values[c], left - 256 * c);
+      }
+      load_vector(entries.codes[c], codes + next_begin + 256 * c, 256 * c < next_left);
+      load_vector(entries.values[c], values + next_begin + 256 * c, 256 * c < next_left);
+    }
 #pragma unroll 1
-    for (int32_t base = (block.count - 1) & ~255; base >= 256 * kChunks; base -= 256) {
-      if (base < count) {
-        const int64_t entry = int64_t(block.begin) + base + 8 * lane_idx();
-        const uint4 codes = *reinterpret_cast<const uint4*>(problem_.w.codes + entry);
-        uint4 values = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(problem_.values) + entry);
-        clear_padding(values, count - base);
-        store_vector(tile, codes, values);
-      }
+    for (int32_t base = 256 * kChunks; base < count; base += 256) {
+      uint4 late_codes = {}, late_values = {};
+      load_vector(late_codes, codes + begin + base, base < left);
+      load_vector(late_values, values + begin + base, base < left);
+      store_vector(tile, late_codes, late_values, left - base);
     }
-    const uint32_t first_code = entries.codes[0].x & 0xffffu;
-    const uint16_t first_value = static_cast<uint16_t>(entries.values[0].x);
-    const uint16_t* next_codes = problem_.w.codes + next.begin + 8 * lane_idx();
-    const uint16_t* next_values = static_cast<const uint16_t*>(problem_.values) + next.begin + 8 * lane_idx();
-    const int32_t next_count = next.count - 8 * lane_idx();
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      if (256 * c < count) {
-        clear_padding(entries.values[c], count - 256 * c);
-        store_vector(tile, entries.codes[c], entries.values[c]);
-      }
-      load_vector(entries.codes[c], next_codes + 256 * c, 256 * c < next_count);
-      load_vector(entries.values[c], next_values + 256 * c, 256 * c < next_count);
+  }
+
+  // Stores eight entries if left >= 8, none if left <= 0. Padding has code 0, where an entry may stand:
+  // it becomes a copy of the vector's first entry.
+  static __device__ __forceinline__ void store_vector(uint16_t* tile, uint4 codes, uint4 values, int32_t left) {
+    if (left > 0 && left < 8) {
+      repeat_first(codes, left);
+      repeat_first(values, left);
     }
-    __syncwarp();
-    if (count > 0 && lane_idx() == 0) tile[first_code] = first_value;
+    const uint32_t base = shared_address(tile);
+    const auto low = [base](uint32_t pair) { return base + 2 * (pair & 0xffffu); };
+    const auto high = [base](uint32_t pair) { return base + (pair >> 15); };  // a code has 12 bits
+    asm volatile(
+        "{\n"
+        ".reg .pred some;\n"
+        "setp.gt.s32 some, %16, 0;\n"
+        "@some st.shared.u16 [%0], %8;\n"
+        "@some st.shared.u16 [%1], %9;\n"
+        "@some st.shared.u16 [%2], %10;\n"
+        "@some st.shared.u16 [%3], %11;\n"
+        "@some st.shared.u16 [%4], %12;\n"
+        "@some st.shared.u16 [%5], %13;\n"
+        "@some st.shared.u16 [%6], %14;\n"
+        "@some st.shared.u16 [%7], %15;\n"
+        "}\n" ::"r"(low(codes.x)),
+        "r"(high(codes.x)), "r"(low(codes.y)), "r"(high(codes.y)), "r"(low(codes.z)), "r"(high(codes.z)),
+        "r"(low(codes.w)), "r"(high(codes.w)), "h"(half(values.x, 0)), "h"(half(values.x, 1)), "h"(half(values.y, 0)),
+        "h"(half(values.y, 1)), "h"(half(values.z, 0)), "h"(half(values.z, 1)), "h"(half(values.w, 0)),
+        "h"(half(values.w, 1)), "r"(left)
+        : "memory");
   }
 
-  static __device__ __forceinline__ void clear_padding(uint4& values, int32_t left) {
-    if (left >= 8) return;
-    const auto keep = [](int32_t left, uint32_t pair) { return left >= 2 ? pair : left == 1 ? pair & 0xffffu : 0u; };
-    values = {keep(left, values.x), keep(left - 2, values.y), keep(left - 4, values.z), keep(left - 6, values.w)};
+  static __device__ __forceinline__ uint16_t half(uint32_t pair, int which) {
+    return static_cast<uint16_t>(which == 0 ? pair : pair >> 16);
   }
 
-  static __device__ __forceinline__ void store_vector(uint16_t* tile, const uint4& codes, const uint4& values) {
-    store_pair(tile, codes.x, values.x);
-    store_pair(tile, codes.y, values.y);
-    store_pair(tile, codes.z, values.z);
-    store_pair(tile, codes.w, values.w);
-  }
-
-  static __device__ __forceinline__ void store_pair(uint16_t* tile, uint32_t codes, uint32_t values) {
-    tile[codes & 0xffffu] = static_cast<uint16_t>(values);
-    tile[codes >> 16] = static_cast<uint16_t>(values >> 16);
-  }
-
-  __device__ __forceinline__ void clean(uint16_t* tile, const Scattered& old) const {
-    if (old.count > 256 * kUndoChunks) {
-#pragma unroll
-      for (int i = 0; i < 64 * 64 / 8; i += 32) reinterpret_cast<uint4*>(tile)[i + lane_idx()] = uint4{0, 0, 0, 0};
-    } else {
-#pragma unroll
-      for (int c = 0; c < kUndoChunks; ++c) {
-        if (8 * (32 * c + lane_idx()) < old.count) {
-          store_vector(tile, old.codes[c], uint4{0, 0, 0, 0});
-        }
-      }
-    }
-    __syncwarp();
+  static __device__ __forceinline__ void repeat_first(uint4& pairs, int32_t count) {
+    const uint32_t first = pairs.x & 0xffffu, both = first | first << 16;
+    const auto keep = [both](uint32_t pair, int32_t left) {
+      return left >= 2 ? pair : left == 1 ? (pair & 0xffffu) | (both & 0xffff0000u) : both;
+    };
+    pairs = {keep(pairs.x, count), keep(pairs.y, count - 2), keep(pairs.z, count - 4), keep(pairs.w, count - 6)};
   }
 
   // ---- the end: every thread block of the cluster adds up and writes its share
