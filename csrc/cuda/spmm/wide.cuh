@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+
 #include "cuda/device/epilogue.cuh"
 #include "cuda/device/mbarrier.cuh"
 #include "cuda/device/operand_tile.cuh"
@@ -15,29 +17,31 @@ struct WideLaunch {
   bool y_vectorized;       // four neighbouring features of Y are one aligned 8-byte piece
 };
 
-// kConsumers x 64 columns a thread block. The product is computed as Y^T = X^T . op(W)^T, so that a
-// tile of X is the operand with few rows, read once for four weight tiles.
+// 64 columns a thread block. The product is computed as Y^T = X^T . op(W)^T, so that a tile of X is the
+// operand with few rows, read once for two weight tiles.
 //
-//   producer warps         entries ─► scatter ─► weight[kStages][4] ─┐
-//   consumer warpgroups    X ───────────────────► x[kXStages] ───────┴─► sums
+//   12 producer warps   entries ─► scatter ─► weight[kStages][4] ─┬─► 2 consumer warpgroups (sums)
+//                       X ──────────────────► x[kStages] ─────────┘
 //
-// A step is an input block: four blocks of W, one for each strip, and a tile of X. A producer warp takes
-// a block alone and has the entries of its next one under way meanwhile. The consumers, who would only
-// wait for the tensor cores, also bring X and clear the weight tiles that they have read.
-template <typename Scalar, bool kTransposed, bool kFeaturesFirst, int kConsumers>
+// A step is an input block: four blocks of W, one for each strip, and a tile of X. Every third step
+// belongs to the same four producer warps. Each clears a tile, fills it with a block alone, has the entries
+// of its next block under way meanwhile, and brings a quarter of X. A consumer takes two strips. All
+// this is bound by latencies more than by anything else: hence many warps with few registers.
+template <typename Scalar, bool kTransposed, bool kFeaturesFirst>
 class Wide {
   static constexpr int kStrips = 4;
-  static constexpr int kStages = kConsumers == 1 ? 6 : 4;
-  static constexpr int kXStages = 4;
+  static constexpr int kStages = 5;
+  static constexpr int kConsumers = 2;
   static constexpr int kConsumerWarps = 4 * kConsumers;
-  static constexpr int kProducerGroups = 3 - kConsumers;
+  static constexpr int kProducerGroups = 3;
   static constexpr int kProducerWarps = kStrips * kProducerGroups;
   static constexpr int kChunks = 5;  // times 256 entries are loaded a block ahead
+  static constexpr int kBatch = 31;  // own steps whose pointers a warp reads at once, plus one
   static constexpr int kTileBytes = 64 * 64 * 2;
-  static constexpr int kColumns = 64 * kConsumers;
+  static constexpr int kColumns = 64;
   static constexpr int kSumPitch = 64 * kStrips + 8;  // keeps float2 stores of eight rows apart
   static constexpr unsigned kFullWarp = 0xffffffffu;
-  static_assert(kXStages >= 3, "the tile of the next step must have landed when a step is multiplied");
+  static_assert(kProducerGroups <= kStages, "a ring position advances by at most one round");
 
  public:
   static constexpr int kThreads = 32 * (kConsumerWarps + kProducerWarps);
@@ -46,7 +50,7 @@ class Wide {
     union {
       struct {
         uint16_t weight[kStages][kStrips][64 * 64];
-        uint16_t x[kXStages][kConsumers][64 * 64];
+        uint16_t x[kStages][64 * 64];
       };
       float sum[kColumns][kSumPitch];
     };
@@ -66,18 +70,21 @@ class Wide {
         columns_(static_cast<int32_t>(min_of<int64_t>(kColumns, problem.y.columns - first_column_))) {
     const int32_t blocks = kTransposed ? problem.w.mb : problem.w.kb;
     steps_ = rank_ < blocks ? (blocks - rank_ + launch.splits - 1) / launch.splits : 0;
+    // Volatile, so that neither is computed again wherever it is used.
+    asm volatile("mov.u32 %0, %%laneid;\n" : "=r"(lane_idx_));
+    asm volatile("mov.u32 %0, %1;\n" : "=r"(base_) : "r"(shared_address(&shared)));
   }
 
   __device__ __forceinline__ void run() {
-    // Phase 1: barriers, offsets of the columns, and zeros wherever a tile will stand.
+    // Phase 1: barriers and the offsets of the columns.
     const int32_t warp_idx = __shfl_sync(kFullWarp, threadIdx.x / 32, 0);
     prepare();
     __syncthreads();
 
     // Phase 2: every warp in its role.
     if (warp_idx < kConsumerWarps) {
-      float sum[128];
-      consume(sum, warp_idx);
+      float sum[64];
+      consume(sum, warp_idx / 4);
       __syncthreads();  // the sums overwrite the tiles
       leave_sums(sum, warp_idx);
     } else {
@@ -96,7 +103,18 @@ class Wide {
   }
 
  private:
-  static __device__ __forceinline__ int32_t lane_idx() { return threadIdx.x % 32; }
+  __device__ __forceinline__ uint32_t weight_tile(int32_t stage, int32_t index) const {
+    return base_ + (stage * kStrips + index) * kTileBytes;
+  }
+  __device__ __forceinline__ uint32_t x_tile(int32_t stage) const {
+    return base_ + (kStages * kStrips + stage) * kTileBytes;
+  }
+  __device__ __forceinline__ uint32_t full(int32_t stage) const {
+    return base_ + static_cast<uint32_t>(offsetof(Shared, full)) + stage * static_cast<uint32_t>(sizeof(MBarrier));
+  }
+  __device__ __forceinline__ uint32_t empty(int32_t stage) const {
+    return base_ + static_cast<uint32_t>(offsetof(Shared, empty)) + stage * static_cast<uint32_t>(sizeof(MBarrier));
+  }
 
   __device__ __forceinline__ int32_t input_block(int32_t step) const { return rank_ + step * launch_.splits; }
   // Neighbouring strips go to different groups: a run of dense strips is no group's alone.
@@ -106,143 +124,109 @@ class Wide {
     const int32_t thread_idx = threadIdx.x;
     if (thread_idx == 0) {
       for (int i = 0; i < kStages; ++i) {
-        mbarrier_init(&shared_.full[i], kStrips);
-        mbarrier_init(&shared_.empty[i], kConsumerWarps);
+        mbarrier_init(full(i), kStrips);
+        mbarrier_init(empty(i), kConsumerWarps);
       }
     }
-    for (int32_t column = thread_idx; column < columns_; column += kThreads) {
-      shared_.x_offset[column] = problem_.x.column_offset(first_column_ + column);
-      shared_.y_offset[column] = problem_.y.column_offset(first_column_ + column);
+    if (thread_idx < columns_) {
+      shared_.x_offset[thread_idx] = problem_.x.column_offset(first_column_ + thread_idx);
+      shared_.y_offset[thread_idx] = problem_.y.column_offset(first_column_ + thread_idx);
     }
-    constexpr int kPieces = (sizeof(shared_.weight) + sizeof(shared_.x)) / 16;
-    uint4* tiles = reinterpret_cast<uint4*>(&shared_);
-#pragma unroll 4
-    for (int32_t i = thread_idx; i < kPieces; i += kThreads) tiles[i] = uint4{0, 0, 0, 0};
-    fence_async_proxy();
   }
 
-  // ---- consumers: 64 columns of X times four weight tiles
+  // ---- consumers: the columns of X times two weight tiles
 
-  __device__ __forceinline__ void consume(float (&sum)[128], int32_t warp_idx) {
-    const int32_t consumer = warp_idx / 4;
-    const XPieces pieces = find_x(warp_idx);
-#pragma unroll 1
-    for (int i = 0; i < kXStages - 1; ++i) load_x(pieces, warp_idx, i);
+  __device__ __forceinline__ void consume(float (&sum)[64], int32_t consumer) const {
 #pragma unroll
-    for (int i = 0; i < 128; ++i) sum[i] = 0.0f;
-    copy_async_wait<kXStages - 2>();
-    fence_async_proxy();
-    meet_consumers();
-
-    RingPosition<kStages> stage;
-    int32_t last = 0;
+    for (int i = 0; i < 64; ++i) sum[i] = 0.0f;
+    RingPosition<kStages> stage{0};
+    uint32_t last = 0;
     for (int32_t step = 0; step < steps_; ++step) {
-      mbarrier_wait(&shared_.full[stage.slot], stage.parity);
+      mbarrier_wait(full(stage.slot), stage.parity);
       fence_async_proxy();  // here rather than in the producers, where it would wait for the loads under way
-      const uint64_t a = operand_descriptor<kFeaturesFirst>(shared_.x[step % kXStages][consumer], 0);
-      const uint64_t b = operand_descriptor<kTransposed>(shared_.weight[stage.slot], kTileBytes);
+      const uint64_t a = operand_descriptor<kFeaturesFirst>(x_tile(stage.slot), 0);
+      const uint64_t b = operand_descriptor<kTransposed>(weight_tile(stage.slot, 2 * consumer), kTileBytes);
       products_begin();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        multiply_add_256<Scalar, kFeaturesFirst, kTransposed>(sum, a + k * descriptor_step<kFeaturesFirst>(),
+        multiply_add_128<Scalar, kFeaturesFirst, kTransposed>(sum, a + k * descriptor_step<kFeaturesFirst>(),
                                                               b + k * descriptor_step<kTransposed>());
       }
       products_commit();
-
-      // While these products run: those of the step before are over, and X of the next step is here.
       products_wait<1>();
-      copy_async_wait<kXStages - 3>();
-      fence_async_proxy();
-      meet_consumers();
-      load_x(pieces, warp_idx, step + kXStages - 1);
-      if (step > 0) {
-        clear_weights(last, warp_idx);
-        __syncwarp();
-        if (lane_idx() == 0) mbarrier_arrive(&shared_.empty[last]);
-      }
-      last = stage.slot;
-      stage.advance();
+      if (step > 0 && lane_idx_ == 0) mbarrier_arrive(last);
+      last = empty(stage.slot);
+      stage.advance(1);
     }
     products_wait<0>();
-    copy_async_wait<0>();
   }
 
-  static __device__ __forceinline__ void meet_consumers() {
-    asm volatile("bar.sync 1, %0;\n" ::"n"(32 * kConsumerWarps) : "memory");
-  }
-
-  // This warp's share of the four weight tiles of a stage.
-  __device__ __forceinline__ void clear_weights(int32_t stage, int32_t warp_idx) const {
-    constexpr int kPieces = kStrips * kTileBytes / 16 / kConsumerWarps;
-    uint4* share = reinterpret_cast<uint4*>(shared_.weight[stage]) + warp_idx * kPieces + lane_idx();
+  __device__ __forceinline__ void leave_sums(const float (&sum)[64], int32_t warp_idx) const {
+    const int32_t row = 16 * (warp_idx % 4) + lane_idx_ / 4, column = 128 * (warp_idx / 4) + 2 * (lane_idx_ % 4);
 #pragma unroll
-    for (int i = 0; i < kPieces; i += 32) share[i] = uint4{0, 0, 0, 0};
-  }
-
-  __device__ __forceinline__ void leave_sums(const float (&sum)[128], int32_t warp_idx) {
-    const int32_t row = 16 * warp_idx + lane_idx() / 4, column = 2 * (lane_idx() % 4);
-#pragma unroll
-    for (int j = 0; j < 32; ++j) {
+    for (int j = 0; j < 16; ++j) {
       *reinterpret_cast<float2*>(&shared_.sum[row][8 * j + column]) = {sum[4 * j], sum[4 * j + 1]};
       *reinterpret_cast<float2*>(&shared_.sum[row + 8][8 * j + column]) = {sum[4 * j + 2], sum[4 * j + 3]};
     }
   }
 
-  // Where a warp's pieces of eight elements of an X tile come from and go to: a quarter of the tile of its
-  // own consumer.
+  // ---- producers: X
+
+  // Where a warp's pieces of eight elements of an X tile come from and go to: a quarter of the tile.
   struct XPieces {
-    const uint16_t* from[4];  // in input block 0; null outside the columns
+    const uint16_t* from[4];  // in input block 0
+    uint32_t bytes[4];        // 0 outside the columns
     int64_t block_stride;
-    int32_t to;
+    uint32_t to;
     bool fast;  // every piece is whole or outside
   };
 
-  __device__ __forceinline__ XPieces find_x(int32_t warp_idx) const {
-    const int32_t row = 4 * (warp_idx % 4) + lane_idx() / 8, piece = lane_idx() % 8;
+  __device__ __forceinline__ XPieces find_x(int32_t quarter) const {
+    const int32_t row = 4 * quarter + lane_idx_ / 8, piece = lane_idx_ % 8;
+    const uint16_t* x = static_cast<const uint16_t*>(problem_.x.data);
     XPieces pieces;
     pieces.block_stride = kFeaturesFirst ? 64 * problem_.x.stride_f : 64;
-    pieces.to = tile_offset<64>(row, 8 * piece);
+    pieces.to = tile_offset<64>(row, 8 * piece) * 2;
     pieces.fast = launch_.x_vectorized && (!kFeaturesFirst || columns_ % 8 == 0);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int32_t column = 64 * (warp_idx / 4) + (kFeaturesFirst ? 8 * piece : row + 16 * i);
+      const int32_t column = kFeaturesFirst ? 8 * piece : row + 16 * i;
       const int64_t feature = kFeaturesFirst ? row + 16 * i : 8 * piece;
-      const uint16_t* x = static_cast<const uint16_t*>(problem_.x.data) + feature * problem_.x.stride_f;
-      pieces.from[i] = column < columns_ ? x + shared_.x_offset[column] : nullptr;
+      const bool inside = column < columns_;
+      pieces.from[i] = inside ? x + shared_.x_offset[column] + feature * problem_.x.stride_f : x;
+      pieces.bytes[i] = inside ? 16 : 0;
     }
     return pieces;
   }
 
-  // Makes a group of copies in any case.
-  __device__ __forceinline__ void load_x(const XPieces& pieces, int32_t warp_idx, int32_t step) const {
-    const int32_t block = input_block(step);
-    if (step < steps_) {
-      if (__builtin_expect(pieces.fast && 64 * (block + 1) <= problem_.in_features(), 1)) {
-        uint16_t* tile = shared_.x[step % kXStages][warp_idx / 4] + pieces.to;
-        const int64_t offset = block * pieces.block_stride;
+  __device__ __forceinline__ void load_x(const XPieces& pieces, int32_t quarter, int32_t block, uint32_t tile) const {
+    if (__builtin_expect(pieces.fast && 64 * (block + 1) <= problem_.in_features(), 1)) {
+      const int64_t offset = block * pieces.block_stride;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (pieces.from[i] != nullptr) copy_async_16(tile + i * 16 * 64, pieces.from[i] + offset);
-        }
-      } else {
-        load_x_edge(warp_idx, step);
+      for (int i = 0; i < 4; ++i) {
+        copy_async_16_or_zeros(tile + pieces.to + i * 16 * 64 * 2, pieces.from[i] + offset, pieces.bytes[i]);
       }
+    } else {
+      load_x_edge(quarter, block, tile);
     }
-    copy_async_commit();
+  }
+
+  static __device__ __forceinline__ void copy_async_16_or_zeros(uint32_t to, const void* from, uint32_t bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
   }
 
   // The same element by element: at the edges, and where pieces are not aligned.
-  __device__ __forceinline__ void load_x_edge(int32_t warp_idx, int32_t step) const {
-    const int32_t first = 64 * input_block(step), features = problem_.in_features();
+  __device__ __forceinline__ void load_x_edge(int32_t quarter, int32_t block, uint32_t tile) const {
+    const int32_t features = problem_.in_features();
     const uint16_t* x = static_cast<const uint16_t*>(problem_.x.data);
 #pragma unroll 8
     for (int32_t i = 0; i < 32; ++i) {
-      const int32_t row = 4 * (warp_idx % 4) + i / 8 * 16 + i / 2 % 4, col = i % 2 * 32 + lane_idx();
-      const int32_t feature = first + (kFeaturesFirst ? row : col);
-      const int32_t column = 64 * (warp_idx / 4) + (kFeaturesFirst ? col : row);
+      const int32_t row = 4 * quarter + i / 8 * 16 + i / 2 % 4, col = i % 2 * 32 + lane_idx_;
+      const int32_t feature = 64 * block + (kFeaturesFirst ? row : col);
+      const int32_t column = kFeaturesFirst ? col : row;
       const bool inside = feature < features && column < columns_;
-      shared_.x[step % kXStages][warp_idx / 4][tile_offset<64>(row, col)] =
-          inside ? x[feature * problem_.x.stride_f + shared_.x_offset[column]] : uint16_t(0);
+      const uint16_t value = inside ? x[feature * problem_.x.stride_f + shared_.x_offset[column]] : uint16_t(0);
+      asm volatile("st.shared.u16 [%0], %1;\n" ::"r"(tile + 2 * tile_offset<64>(row, col)), "h"(value) : "memory");
     }
   }
 
@@ -252,8 +236,6 @@ class Wide {
     int32_t begin = 0;
     int32_t end = 0;
     int32_t padding = 0;
-
-    __device__ __forceinline__ int32_t count() const { return end - padding - begin; }
   };
 
   struct Entries {
@@ -261,53 +243,62 @@ class Wide {
     uint4 values[kChunks];
   };
 
-  __device__ __forceinline__ void produce(int32_t producer) {
-    const int32_t group = producer / kStrips;
-    const int32_t own_steps = group < steps_ ? (steps_ - group + kProducerGroups - 1) / kProducerGroups : 0;
-    // Lane l holds the blocks of own steps 32 i + l and, under way, 32 (i + 1) + l.
-    Block blocks = read_pointers(producer, 0);
-    Block blocks_ahead = read_pointers(producer, 32);
+  __device__ __forceinline__ void produce(int32_t producer) const {
+    const int32_t quarter = producer % kStrips, group = producer / kStrips;
+    // Lane l holds the block of own step first + l and, under way, of first + kBatch + l.
+    Block ahead = read_pointers(quarter, group, 0);
+    const XPieces pieces = find_x(quarter);
     Entries entries = {};
-    int32_t begin = __shfl_sync(kFullWarp, blocks.begin, 0);
-    int32_t count = __shfl_sync(kFullWarp, blocks.count(), 0);
+    RingPosition<kStages> stage{group, 1};
+    int32_t begin = __shfl_sync(kFullWarp, ahead.begin, 0);
+    int32_t count = __shfl_sync(kFullWarp, ahead.end - ahead.padding, 0) - begin;
     load(entries, begin, count);
-    int32_t stage = group;
-    uint32_t parity = 1;
-    for (int32_t own_step = 0; own_step < own_steps; ++own_step) {
-      if (own_step % 32 == 31) {
-        blocks = blocks_ahead;
-        blocks_ahead = read_pointers(producer, own_step + 33);
-      }
-      const int32_t next_begin = __shfl_sync(kFullWarp, blocks.begin, (own_step + 1) % 32);
-      const int32_t next_count = __shfl_sync(kFullWarp, blocks.count(), (own_step + 1) % 32);
-      if (own_step * kProducerGroups >= kStages - group) mbarrier_wait(&shared_.empty[stage], parity);
-      uint16_t* tile = shared_.weight[stage][index_in_group(producer, own_step)];
-      scatter(tile, entries, begin, count, next_begin, next_count);
-      __syncwarp();
-      if (lane_idx() == 0) mbarrier_arrive(&shared_.full[stage]);
-      begin = next_begin;
-      count = next_count;
-      stage += kProducerGroups;
-      if (stage >= kStages) {
-        stage -= kStages;
-        parity ^= 1;
+    int32_t step = group;
+    for (int32_t first = 0; step < steps_; first += kBatch) {
+      const int32_t begins = ahead.begin, counts = ahead.end - ahead.padding - ahead.begin;
+      ahead = read_pointers(quarter, group, first + kBatch);
+      for (int32_t i = 0; i < kBatch && step < steps_; ++i) {
+        const int32_t next_begin = __shfl_sync(kFullWarp, begins, i + 1);
+        const int32_t next_count = __shfl_sync(kFullWarp, counts, i + 1);
+        if (step >= kStages) mbarrier_wait(empty(stage.slot), stage.parity);
+        load_x(pieces, quarter, input_block(step), x_tile(stage.slot));
+        const uint32_t tile = weight_tile(stage.slot, index_in_group(quarter, first + i));
+        clear(tile);
+        scatter(tile, entries, begin, count, next_begin, next_count);
+        copy_async_wait_all();
+        __syncwarp();
+        if (lane_idx_ == 0) mbarrier_arrive(full(stage.slot));
+        begin = next_begin;
+        count = next_count;
+        step += kProducerGroups;
+        stage.advance(kProducerGroups);
       }
     }
   }
 
+  static __device__ __forceinline__ void copy_async_wait_all() { asm volatile("cp.async.wait_all;\n" ::: "memory"); }
+
   // Which strip a warp takes changes from step to step, so that no warp has a dense strip to itself.
-  static __device__ __forceinline__ int32_t index_in_group(int32_t producer, int32_t own_step) {
-    return (producer + own_step) % kStrips;
+  static __device__ __forceinline__ int32_t index_in_group(int32_t quarter, int32_t own_step) {
+    return (quarter + own_step) % kStrips;
   }
 
-  __device__ __forceinline__ Block read_pointers(int32_t producer, int32_t first) const {
-    const int32_t own_step = first + lane_idx();
-    const int32_t step = producer / kStrips + kProducerGroups * own_step;
-    const int32_t strip = strip_at(index_in_group(producer, own_step));
-    if (step >= steps_ || strip >= problem_.strips()) return {};
+  __device__ __forceinline__ Block read_pointers(int32_t quarter, int32_t group, int32_t first) const {
+    const int32_t own_step = first + lane_idx_;
+    const int32_t step = group + kProducerGroups * own_step;
+    const int32_t strip = strip_at(index_in_group(quarter, own_step));
+    if (step >= steps_ || strip >= (kTransposed ? problem_.w.kb : problem_.w.mb)) return {};
     const int32_t block =
         kTransposed ? input_block(step) * problem_.w.kb + strip : strip * problem_.w.kb + input_block(step);
     return {problem_.w.blk_ptr[block], problem_.w.blk_ptr[block + 1], problem_.w.blk_pad[block]};
+  }
+
+  __device__ __forceinline__ void clear(uint32_t tile) const {
+#pragma unroll
+    for (int i = 0; i < kTileBytes; i += 32 * 16) {
+      asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};\n" ::"r"(tile + 16 * lane_idx_ + i), "r"(0) : "memory");
+    }
+    __syncwarp();
   }
 
   // Eight entries; they may reach into the padding at the end of the block, never beyond it. Where there
@@ -325,22 +316,22 @@ class Wide {
 
   // Chunk c of lane l holds entries 8 (32 c + l) ... + 7 of the block.
   __device__ __forceinline__ void load(Entries& entries, int32_t begin, int32_t count) const {
-    const uint16_t* codes = problem_.w.codes + begin + 8 * lane_idx();
-    const uint16_t* values = static_cast<const uint16_t*>(problem_.values) + begin + 8 * lane_idx();
+    const uint16_t* codes = problem_.w.codes + begin + 8 * lane_idx_;
+    const uint16_t* values = static_cast<const uint16_t*>(problem_.values) + begin + 8 * lane_idx_;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      load_vector(entries.codes[c], codes + 256 * c, 256 * c + 8 * lane_idx() < count);
-      load_vector(entries.values[c], values + 256 * c, 256 * c + 8 * lane_idx() < count);
+      load_vector(entries.codes[c], codes + 256 * c, 256 * c + 8 * lane_idx_ < count);
+      load_vector(entries.values[c], values + 256 * c, 256 * c + 8 * lane_idx_ < count);
     }
   }
 
   // The entries make room for those of the next block as they go.
-  __device__ __forceinline__ void scatter(uint16_t* tile, Entries& entries, int32_t begin, int32_t count,
+  __device__ __forceinline__ void scatter(uint32_t tile, Entries& entries, int32_t begin, int32_t count,
                                           int32_t next_begin, int32_t next_count) const {
-    const uint16_t* codes = problem_.w.codes + 8 * lane_idx();
-    const uint16_t* values = static_cast<const uint16_t*>(problem_.values) + 8 * lane_idx();
-    const int32_t left = count - 8 * lane_idx();
-    const int32_t next_left = next_count - 8 * lane_idx();
+    const uint16_t* codes = problem_.w.codes + 8 * lane_idx_;
+    const uint16_t* values = static_cast<const uint16_t*>(problem_.values) + 8 * lane_idx_;
+    const int32_t left = count - 8 * lane_idx_;
+    const int32_t next_left = next_count - 8 * lane_idx_;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (__any_sync(kFullWarp, 256 * c < left)) {
@@ -360,14 +351,13 @@ class Wide {
 
   // Stores eight entries if left >= 8, none if left <= 0. Padding has code 0, where an entry may stand:
   // it becomes a copy of the vector's first entry.
-  static __device__ __forceinline__ void store_vector(uint16_t* tile, uint4 codes, uint4 values, int32_t left) {
+  static __device__ __forceinline__ void store_vector(uint32_t tile, uint4 codes, uint4 values, int32_t left) {
     if (left > 0 && left < 8) {
       repeat_first(codes, left);
       repeat_first(values, left);
     }
-    const uint32_t base = shared_address(tile);
-    const auto low = [base](uint32_t pair) { return base + 2 * (pair & 0xffffu); };
-    const auto high = [base](uint32_t pair) { return base + (pair >> 15); };  // a code has 12 bits
+    const auto low = [tile](uint32_t pair) { return tile + 2 * (pair & 0xffffu); };
+    const auto high = [tile](uint32_t pair) { return tile + (pair >> 15); };  // a code has 12 bits
     asm volatile(
         "{\n"
         ".reg .pred some;\n"
@@ -451,14 +441,16 @@ class Wide {
   int64_t first_column_;
   int32_t columns_;
   int32_t steps_;
+  int32_t lane_idx_;
+  uint32_t base_;  // of shared_, as instructions name it
 };
 
 // grid.x = groups of strips x splits, one cluster a group; grid.y = column tiles.
-template <typename Scalar, bool kTransposed, bool kFeaturesFirst, int kConsumers>
-__global__ void __launch_bounds__(Wide<Scalar, kTransposed, kFeaturesFirst, kConsumers>::kThreads, 1)
+template <typename Scalar, bool kTransposed, bool kFeaturesFirst>
+__global__ void __launch_bounds__(Wide<Scalar, kTransposed, kFeaturesFirst>::kThreads, 1)
     wide_kernel(const __grid_constant__ SpmmProblem problem, const __grid_constant__ WideLaunch launch) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using Kernel = Wide<Scalar, kTransposed, kFeaturesFirst, kConsumers>;
+  using Kernel = Wide<Scalar, kTransposed, kFeaturesFirst>;
   extern __shared__ __align__(1024) unsigned char shared[];
   Kernel(problem, launch, *reinterpret_cast<typename Kernel::Shared*>(shared)).run();
 #else

@@ -26,11 +26,11 @@ cudaError_t choose_wide_splits(int64_t items, int32_t steps, Query&& active_clus
   return best_cost == INT64_MAX ? cudaErrorInvalidConfiguration : cudaSuccess;
 }
 
-template <typename Scalar, bool kTransposed, bool kFeaturesFirst, int kConsumers>
+template <typename Scalar, bool kTransposed, bool kFeaturesFirst>
 cudaError_t launch_wide_kernel(const SpmmProblem& problem, cudaStream_t stream) {
-  using Kernel = Wide<Scalar, kTransposed, kFeaturesFirst, kConsumers>;
-  const auto kernel = wide_kernel<Scalar, kTransposed, kFeaturesFirst, kConsumers>;
-  const int64_t tiles = ceil_div<int64_t>(problem.y.columns, 64 * kConsumers);
+  using Kernel = Wide<Scalar, kTransposed, kFeaturesFirst>;
+  const auto kernel = wide_kernel<Scalar, kTransposed, kFeaturesFirst>;
+  const int64_t tiles = ceil_div<int64_t>(problem.y.columns, 64);
   WideLaunch how{};
   how.groups = ceil_div(problem.strips(), 4);
   if (how.groups == 0 || tiles == 0) return cudaSuccess;
@@ -67,21 +67,15 @@ cudaError_t launch_wide_kernel(const SpmmProblem& problem, cudaStream_t stream) 
   return error != cudaSuccess ? error : cudaGetLastError();
 }
 
-template <typename Scalar, bool kTransposed, bool kFeaturesFirst>
-cudaError_t launch_wide_width(const SpmmProblem& problem, cudaStream_t stream) {
-  return problem.y.columns <= 64 ? launch_wide_kernel<Scalar, kTransposed, kFeaturesFirst, 1>(problem, stream)
-                                 : launch_wide_kernel<Scalar, kTransposed, kFeaturesFirst, 2>(problem, stream);
-}
-
 template <typename Scalar>
 cudaError_t launch_wide_dtype(const SpmmProblem& problem, cudaStream_t stream) {
   if (problem.w.block_shift != 6 || reinterpret_cast<uintptr_t>(problem.values) % 16 != 0) return cudaErrorInvalidValue;
   if (operand_features_first(problem.x)) {
-    return problem.transposed ? launch_wide_width<Scalar, true, true>(problem, stream)
-                              : launch_wide_width<Scalar, false, true>(problem, stream);
+    return problem.transposed ? launch_wide_kernel<Scalar, true, true>(problem, stream)
+                              : launch_wide_kernel<Scalar, false, true>(problem, stream);
   }
-  return problem.transposed ? launch_wide_width<Scalar, true, false>(problem, stream)
-                            : launch_wide_width<Scalar, false, false>(problem, stream);
+  return problem.transposed ? launch_wide_kernel<Scalar, true, false>(problem, stream)
+                            : launch_wide_kernel<Scalar, false, false>(problem, stream);
 }
 
 }  // namespace csb::cuda
