@@ -20,28 +20,33 @@ struct WideLaunch {
 // 64 columns a thread block. The product is computed as Y^T = X^T . op(W)^T, so that a tile of X is the
 // operand with few rows, read once for two weight tiles.
 //
-//   12 producer warps   entries ─► scatter ─► weight[kStages][4] ─┬─► 2 consumer warpgroups (sums)
-//                       X ──────────────────► x[kStages] ─────────┘
+//   12 producer warps         entries ─► scatter ─► weight[kStages][4] ─┐
+//   2 consumer warpgroups     X ──────────────────► x[kXStages] ────────┴─► sums
 //
 // A step is an input block: four blocks of W, one for each strip, and a tile of X. Every third step
-// belongs to the same four producer warps. Each clears a tile, fills it with a block alone, has the entries
-// of its next block under way meanwhile, and brings a quarter of X. A consumer takes two strips. All
-// this is bound by latencies more than by anything else: hence many warps with few registers.
+// belongs to the same four producer warps. Each undoes what it scattered into its tile six steps ago, fills
+// it with a block alone, and has the entries of its next block under way meanwhile. A consumer takes
+// two strips and brings half of X. Shared memory is what binds, and behind it latencies: hence many
+// warps with few registers.
 template <typename Scalar, bool kTransposed, bool kFeaturesFirst>
 class Wide {
   static constexpr int kStrips = 4;
-  static constexpr int kStages = 5;
+  static constexpr int kStages = 6;
+  static constexpr int kXStages = 3;
   static constexpr int kConsumers = 2;
   static constexpr int kConsumerWarps = 4 * kConsumers;
   static constexpr int kProducerGroups = 3;
   static constexpr int kProducerWarps = kStrips * kProducerGroups;
-  static constexpr int kChunks = 5;  // times 256 entries are loaded a block ahead
-  static constexpr int kBatch = 31;  // own steps whose pointers a warp reads at once, plus one
+  static constexpr int kOwnStages = kStages / kProducerGroups;
+  static constexpr int kChunks = 4;      // times 256 entries are loaded a block ahead
+  static constexpr int kUndoChunks = 2;  // up to so many the scatter is undone; above, the tile is cleared
+  static constexpr int kBatch = 30;      // own steps whose pointers a warp reads at once, plus one
   static constexpr int kTileBytes = 64 * 64 * 2;
   static constexpr int kColumns = 64;
   static constexpr int kSumPitch = 64 * kStrips + 8;  // keeps float2 stores of eight rows apart
   static constexpr unsigned kFullWarp = 0xffffffffu;
-  static_assert(kProducerGroups <= kStages, "a ring position advances by at most one round");
+  static_assert(kStages % kProducerGroups == 0 && kBatch % kOwnStages == 0, "a warp has tiles of its own");
+  static_assert(kXStages >= 3, "X of the next two steps lands while that of a step is read");
 
  public:
   static constexpr int kThreads = 32 * (kConsumerWarps + kProducerWarps);
@@ -50,7 +55,7 @@ class Wide {
     union {
       struct {
         uint16_t weight[kStages][kStrips][64 * 64];
-        uint16_t x[kStages][64 * 64];
+        uint16_t x[kXStages][64 * 64];
       };
       float sum[kColumns][kSumPitch];
     };
@@ -84,7 +89,7 @@ class Wide {
     // Phase 2: every warp in its role.
     if (warp_idx < kConsumerWarps) {
       float sum[64];
-      consume(sum, warp_idx / 4);
+      consume(sum, warp_idx);
       __syncthreads();  // the sums overwrite the tiles
       leave_sums(sum, warp_idx);
     } else {
@@ -106,8 +111,8 @@ class Wide {
   __device__ __forceinline__ uint32_t weight_tile(int32_t stage, int32_t index) const {
     return base_ + (stage * kStrips + index) * kTileBytes;
   }
-  __device__ __forceinline__ uint32_t x_tile(int32_t stage) const {
-    return base_ + (kStages * kStrips + stage) * kTileBytes;
+  __device__ __forceinline__ uint32_t x_tile(int32_t step) const {
+    return base_ + (kStages * kStrips + step % kXStages) * kTileBytes;
   }
   __device__ __forceinline__ uint32_t full(int32_t stage) const {
     return base_ + static_cast<uint32_t>(offsetof(Shared, full)) + stage * static_cast<uint32_t>(sizeof(MBarrier));
@@ -136,16 +141,20 @@ class Wide {
 
   // ---- consumers: the columns of X times two weight tiles
 
-  __device__ __forceinline__ void consume(float (&sum)[64], int32_t consumer) const {
+  __device__ __forceinline__ void consume(float (&sum)[64], int32_t warp_idx) const {
+    const XPieces pieces = find_x(warp_idx);
+    load_x(pieces, warp_idx, 0);
+    load_x(pieces, warp_idx, 1);
 #pragma unroll
     for (int i = 0; i < 64; ++i) sum[i] = 0.0f;
     RingPosition<kStages> stage{0};
-    uint32_t last = 0;
     for (int32_t step = 0; step < steps_; ++step) {
       mbarrier_wait(full(stage.slot), stage.parity);
+      copy_async_wait<1>();
       fence_async_proxy();  // here rather than in the producers, where it would wait for the loads under way
-      const uint64_t a = operand_descriptor<kFeaturesFirst>(x_tile(stage.slot), 0);
-      const uint64_t b = operand_descriptor<kTransposed>(weight_tile(stage.slot, 2 * consumer), kTileBytes);
+      meet_consumers();
+      const uint64_t a = operand_descriptor<kFeaturesFirst>(x_tile(step), 0);
+      const uint64_t b = operand_descriptor<kTransposed>(weight_tile(stage.slot, warp_idx / 4 * 2), kTileBytes);
       products_begin();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -153,12 +162,16 @@ class Wide {
                                                               b + k * descriptor_step<kTransposed>());
       }
       products_commit();
-      products_wait<1>();
-      if (step > 0 && lane_idx_ == 0) mbarrier_arrive(last);
-      last = empty(stage.slot);
+      load_x(pieces, warp_idx, step + 2);  // all consumers are done with the step before
+      products_wait<0>();
+      if (lane_idx_ == 0) mbarrier_arrive(empty(stage.slot));
       stage.advance(1);
     }
-    products_wait<0>();
+    copy_async_wait<0>();
+  }
+
+  static __device__ __forceinline__ void meet_consumers() {
+    asm volatile("bar.sync 1, %0;\n" ::"n"(32 * kConsumerWarps) : "memory");
   }
 
   __device__ __forceinline__ void leave_sums(const float (&sum)[64], int32_t warp_idx) const {
@@ -170,28 +183,26 @@ class Wide {
     }
   }
 
-  // ---- producers: X
-
-  // Where a warp's pieces of eight elements of an X tile come from and go to: a quarter of the tile.
+  // Where a warp's pieces of eight elements of an X tile come from and go to.
   struct XPieces {
-    const uint16_t* from[4];  // in input block 0
-    uint32_t bytes[4];        // 0 outside the columns
+    const uint16_t* from[2];  // in input block 0
+    uint32_t bytes[2];        // 0 outside the columns
     int64_t block_stride;
     uint32_t to;
     bool fast;  // every piece is whole or outside
   };
 
-  __device__ __forceinline__ XPieces find_x(int32_t quarter) const {
-    const int32_t row = 4 * quarter + lane_idx_ / 8, piece = lane_idx_ % 8;
+  __device__ __forceinline__ XPieces find_x(int32_t warp_idx) const {
+    const int32_t row = 4 * warp_idx + lane_idx_ / 8, piece = lane_idx_ % 8;
     const uint16_t* x = static_cast<const uint16_t*>(problem_.x.data);
     XPieces pieces;
     pieces.block_stride = kFeaturesFirst ? 64 * problem_.x.stride_f : 64;
     pieces.to = tile_offset<64>(row, 8 * piece) * 2;
     pieces.fast = launch_.x_vectorized && (!kFeaturesFirst || columns_ % 8 == 0);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int32_t column = kFeaturesFirst ? 8 * piece : row + 16 * i;
-      const int64_t feature = kFeaturesFirst ? row + 16 * i : 8 * piece;
+    for (int i = 0; i < 2; ++i) {
+      const int32_t column = kFeaturesFirst ? 8 * piece : row + 32 * i;
+      const int64_t feature = kFeaturesFirst ? row + 32 * i : 8 * piece;
       const bool inside = column < columns_;
       pieces.from[i] = inside ? x + shared_.x_offset[column] + feature * problem_.x.stride_f : x;
       pieces.bytes[i] = inside ? 16 : 0;
@@ -199,16 +210,21 @@ class Wide {
     return pieces;
   }
 
-  __device__ __forceinline__ void load_x(const XPieces& pieces, int32_t quarter, int32_t block, uint32_t tile) const {
-    if (__builtin_expect(pieces.fast && 64 * (block + 1) <= problem_.in_features(), 1)) {
-      const int64_t offset = block * pieces.block_stride;
+  // Makes a group of copies in any case.
+  __device__ __forceinline__ void load_x(const XPieces& pieces, int32_t warp_idx, int32_t step) const {
+    const int32_t block = input_block(step);
+    if (step < steps_) {
+      if (__builtin_expect(pieces.fast && 64 * (block + 1) <= problem_.in_features(), 1)) {
+        const int64_t offset = block * pieces.block_stride;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        copy_async_16_or_zeros(tile + pieces.to + i * 16 * 64 * 2, pieces.from[i] + offset, pieces.bytes[i]);
+        for (int i = 0; i < 2; ++i) {
+          copy_async_16_or_zeros(x_tile(step) + pieces.to + i * 32 * 64 * 2, pieces.from[i] + offset, pieces.bytes[i]);
+        }
+      } else {
+        load_x_edge(warp_idx, block, x_tile(step));
       }
-    } else {
-      load_x_edge(quarter, block, tile);
     }
+    copy_async_commit();
   }
 
   static __device__ __forceinline__ void copy_async_16_or_zeros(uint32_t to, const void* from, uint32_t bytes) {
@@ -216,12 +232,12 @@ class Wide {
   }
 
   // The same element by element: at the edges, and where pieces are not aligned.
-  __device__ __forceinline__ void load_x_edge(int32_t quarter, int32_t block, uint32_t tile) const {
+  __device__ __forceinline__ void load_x_edge(int32_t warp_idx, int32_t block, uint32_t tile) const {
     const int32_t features = problem_.in_features();
     const uint16_t* x = static_cast<const uint16_t*>(problem_.x.data);
-#pragma unroll 8
-    for (int32_t i = 0; i < 32; ++i) {
-      const int32_t row = 4 * quarter + i / 8 * 16 + i / 2 % 4, col = i % 2 * 32 + lane_idx_;
+#pragma unroll 4
+    for (int32_t i = 0; i < 16; ++i) {
+      const int32_t row = 4 * warp_idx + i / 8 * 32 + i / 2 % 4, col = i % 2 * 32 + lane_idx_;
       const int32_t feature = 64 * block + (kFeaturesFirst ? row : col);
       const int32_t column = kFeaturesFirst ? col : row;
       const bool inside = feature < features && column < columns_;
@@ -243,44 +259,56 @@ class Wide {
     uint4 values[kChunks];
   };
 
+  struct Scattered {
+    uint4 codes[kUndoChunks];
+    int32_t count = 0;
+  };
+
   __device__ __forceinline__ void produce(int32_t producer) const {
     const int32_t quarter = producer % kStrips, group = producer / kStrips;
     // Lane l holds the block of own step first + l and, under way, of first + kBatch + l.
     Block ahead = read_pointers(quarter, group, 0);
-    const XPieces pieces = find_x(quarter);
     Entries entries = {};
-    RingPosition<kStages> stage{group, 1};
+    Scattered scattered[kOwnStages];
+#pragma unroll
+    for (int own_stage = 0; own_stage < kOwnStages; ++own_stage) {
+      clear(weight_tile(group + kProducerGroups * own_stage, index_in_group(quarter, own_stage)));
+    }
     int32_t begin = __shfl_sync(kFullWarp, ahead.begin, 0);
     int32_t count = __shfl_sync(kFullWarp, ahead.end - ahead.padding, 0) - begin;
     load(entries, begin, count);
+    uint32_t parity = 1;
     int32_t step = group;
     for (int32_t first = 0; step < steps_; first += kBatch) {
       const int32_t begins = ahead.begin, counts = ahead.end - ahead.padding - ahead.begin;
       ahead = read_pointers(quarter, group, first + kBatch);
-      for (int32_t i = 0; i < kBatch && step < steps_; ++i) {
-        const int32_t next_begin = __shfl_sync(kFullWarp, begins, i + 1);
-        const int32_t next_count = __shfl_sync(kFullWarp, counts, i + 1);
-        if (step >= kStages) mbarrier_wait(empty(stage.slot), stage.parity);
-        load_x(pieces, quarter, input_block(step), x_tile(stage.slot));
-        const uint32_t tile = weight_tile(stage.slot, index_in_group(quarter, first + i));
-        clear(tile);
-        scatter(tile, entries, begin, count, next_begin, next_count);
-        copy_async_wait_all();
-        __syncwarp();
-        if (lane_idx_ == 0) mbarrier_arrive(full(stage.slot));
-        begin = next_begin;
-        count = next_count;
-        step += kProducerGroups;
-        stage.advance(kProducerGroups);
+      for (int32_t i = 0; i < kBatch && step < steps_; i += kOwnStages, parity ^= 1) {
+#pragma unroll
+        for (int own_stage = 0; own_stage < kOwnStages; ++own_stage, step += kProducerGroups) {
+          if (step >= steps_) break;
+          const int32_t next_begin = __shfl_sync(kFullWarp, begins, i + own_stage + 1);
+          const int32_t next_count = __shfl_sync(kFullWarp, counts, i + own_stage + 1);
+          const int32_t stage = group + kProducerGroups * own_stage;
+          const uint32_t tile = weight_tile(stage, index_in_group(quarter, own_stage));
+          if (step >= kStages) mbarrier_wait(empty(stage), parity);
+          clean(tile, scattered[own_stage]);
+#pragma unroll
+          for (int c = 0; c < kUndoChunks; ++c) scattered[own_stage].codes[c] = entries.codes[c];
+          scattered[own_stage].count = count;
+          scatter(tile, entries, begin, count, next_begin, next_count);
+          __syncwarp();
+          if (lane_idx_ == 0) mbarrier_arrive(full(stage));
+          begin = next_begin;
+          count = next_count;
+        }
       }
     }
   }
 
-  static __device__ __forceinline__ void copy_async_wait_all() { asm volatile("cp.async.wait_all;\n" ::: "memory"); }
-
-  // Which strip a warp takes changes from step to step, so that no warp has a dense strip to itself.
+  // Which strip a warp takes alternates, so that no warp has a dense strip to itself; a tile is always
+  // filled by the same warp.
   static __device__ __forceinline__ int32_t index_in_group(int32_t quarter, int32_t own_step) {
-    return (quarter + own_step) % kStrips;
+    return (quarter + own_step % kOwnStages) % kStrips;
   }
 
   __device__ __forceinline__ Block read_pointers(int32_t quarter, int32_t group, int32_t first) const {
@@ -297,6 +325,20 @@ class Wide {
 #pragma unroll
     for (int i = 0; i < kTileBytes; i += 32 * 16) {
       asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};\n" ::"r"(tile + 16 * lane_idx_ + i), "r"(0) : "memory");
+    }
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ void clean(uint32_t tile, const Scattered& old) const {
+    if (__any_sync(kFullWarp, old.count > 256 * kUndoChunks)) {
+      clear(tile);
+      return;
+    }
+    const int32_t left = old.count - 8 * lane_idx_;
+#pragma unroll
+    for (int c = 0; c < kUndoChunks; ++c) {
+      // Padding has code 0, and an entry there is to be undone as well.
+      if (__any_sync(kFullWarp, 256 * c < left)) store_vector(tile, old.codes[c], uint4{0, 0, 0, 0}, left - 256 * c);
     }
     __syncwarp();
   }
@@ -335,6 +377,7 @@ class Wide {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (__any_sync(kFullWarp, 256 * c < left)) {
+        replace_padding(entries.codes[c], entries.values[c], left - 256 * c);
         store_vector(tile, entries.codes[c], entries.values[c], left - 256 * c);
       }
       load_vector(entries.codes[c], codes + next_begin + 256 * c, 256 * c < next_left);
@@ -345,17 +388,22 @@ class Wide {
       uint4 late_codes = {}, late_values = {};
       load_vector(late_codes, codes + begin + base, base < left);
       load_vector(late_values, values + begin + base, base < left);
+      replace_padding(late_codes, late_values, left - base);
       store_vector(tile, late_codes, late_values, left - base);
     }
   }
 
-  // Stores eight entries if left >= 8, none if left <= 0. Padding has code 0, where an entry may stand:
-  // it becomes a copy of the vector's first entry.
-  static __device__ __forceinline__ void store_vector(uint32_t tile, uint4 codes, uint4 values, int32_t left) {
+  // Padding has code 0, where an entry may stand: it becomes a copy of the vector's first entry.
+  static __device__ __forceinline__ void replace_padding(uint4& codes, uint4& values, int32_t left) {
     if (left > 0 && left < 8) {
       repeat_first(codes, left);
       repeat_first(values, left);
     }
+  }
+
+  // Stores eight elements, or none if left <= 0.
+  static __device__ __forceinline__ void store_vector(uint32_t tile, const uint4& codes, const uint4& values,
+                                                      int32_t left) {
     const auto low = [tile](uint32_t pair) { return tile + 2 * (pair & 0xffffu); };
     const auto high = [tile](uint32_t pair) { return tile + (pair >> 15); };  // a code has 12 bits
     asm volatile(
