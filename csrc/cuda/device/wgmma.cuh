@@ -42,7 +42,7 @@ __device__ __forceinline__ void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
 
-#define CSB_SUMS_8(i)                                                                                        \
+#define CSB_SUMS_8(i)                                                                                     \
   "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3]), "+f"(sum[i + 4]), "+f"(sum[i + 5]), \
       "+f"(sum[i + 6]), "+f"(sum[i + 7])
 #define CSB_SUMS_32(i) CSB_SUMS_8(i), CSB_SUMS_8(i + 8), CSB_SUMS_8(i + 16), CSB_SUMS_8(i + 24)

@@ -11,10 +11,10 @@ namespace csb::cuda {
 
 // What the launcher finds out once for all thread blocks.
 struct WideLaunch {
-  int32_t groups;          // of four output strips
-  int32_t splits;          // thread blocks of a cluster, which share the input blocks of a group
-  bool x_vectorized;       // operand_vectorized()
-  bool y_vectorized;       // four neighbouring features of Y are one aligned 8-byte piece
+  int32_t groups;     // of four output strips
+  int32_t splits;     // thread blocks of a cluster, which share the input blocks of a group
+  bool x_vectorized;  // operand_vectorized()
+  bool y_vectorized;  // four neighbouring features of Y are one aligned 8-byte piece
 };
 
 // 64 columns a thread block. The product is computed as Y^T = X^T . op(W)^T, so that a tile of X is the
