@@ -15,7 +15,6 @@ constexpr int64_t kMaxPartialBytes = 64 * kMebi;
 constexpr int64_t kMinSplitColumns = 256;
 constexpr int64_t kMaxColumnSplits = 16;
 
-constexpr int64_t kNarrowColumns = 16;
 constexpr int64_t kMaxCluster = 8;
 
 bool is_16_bit(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
@@ -104,6 +103,10 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
     if (is_16_bit(dtype) && columns <= kNarrowColumns) {
       return choose_few_columns(CudaKernel::kNarrow, dtype, strips, num_units, columns <= 8 ? 8 : 16, chip);
     }
+  }
+  if (operands.pieces && chip.hopper && tensor_cores_fit(dtype, block_shift) && columns > kNarrowColumns) {
+    return {CudaKernel::kWide, 64, false, 1,
+            "wide: warps that expand blocks of four strips feed warps that multiply; a cluster joins its sums"};
   }
   const CudaKernel kernel = tensor_cores_fit(dtype, block_shift) ? CudaKernel::kTile : CudaKernel::kGather;
   const int32_t tile_n = spmm_tile_n(kernel, dtype, columns);

@@ -102,6 +102,8 @@ std::string name_of(CudaKernel kernel) {
       return "spmv";
     case CudaKernel::kNarrow:
       return "narrow";
+    case CudaKernel::kWide:
+      return "wide";
     case CudaKernel::kPanel:
       return "panel";
   }

@@ -37,4 +37,16 @@ __device__ __forceinline__ double read_neighbour(const double* local, int32_t ra
   return value;
 }
 
+__device__ __forceinline__ float4 read_neighbour(const float4* local, int32_t rank) {
+  float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .u32 at;\nmapa.shared::cluster.u32 at, %4, %5;\nld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [at];\n}"
+      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+      : "r"(shared_address(local)), "r"(rank)
+      : "memory");
+#endif
+  return value;
+}
+
 }  // namespace csb::cuda

@@ -4,7 +4,7 @@
 
 #include "cuda/device/mma.cuh"
 
-// Hand-over between the warps of a thread block, and between the thread blocks of a cluster (sm_90).
+// Hand-over between the warps of a thread block (sm_90).
 
 namespace csb::cuda {
 
@@ -50,28 +50,5 @@ struct RingPosition {
     }
   }
 };
-
-// Every thread of every thread block of the cluster.
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;\n" ::
-          : "memory");
-}
-
-// Reads what stands at `local` in the shared memory of the cluster's thread block `rank`.
-__device__ __forceinline__ float4 cluster_load(const float4* local, uint32_t rank) {
-  float4 out;
-  asm volatile(
-      "{\n"
-      ".reg .u32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n"
-      "}\n"
-      : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w)
-      : "r"(shared_address(local)), "r"(rank)
-      : "memory");
-  return out;
-}
 
 }  // namespace csb::cuda

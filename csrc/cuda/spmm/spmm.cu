@@ -5,6 +5,7 @@
 #include "cuda/spmm/spmm.h"
 #include "cuda/spmm/spmv.h"
 #include "cuda/spmm/tile.h"
+#include "cuda/spmm/wide.h"
 
 namespace csb::cuda {
 namespace {
@@ -22,6 +23,8 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
           problem.dtype, [&](auto tag) { return launch_spmv<typename decltype(tag)::type>(problem, config, stream); });
     case plan::CudaKernel::kNarrow:
       return launch_narrow(problem, config, stream);
+    case plan::CudaKernel::kWide:
+      return launch_wide(problem, stream);
     case plan::CudaKernel::kPanel:
       break;  // a product of the library, which the border calls
   }
@@ -31,7 +34,8 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
 }  // namespace
 
 bool in_pieces(const SpmmProblem& problem) {
-  return problem.y.columns == 1 ? spmv_fits(problem) : narrow_fits(problem);
+  if (problem.y.columns == 1) return spmv_fits(problem);
+  return problem.y.columns <= plan::kNarrowColumns ? narrow_fits(problem) : wide_fits(problem);
 }
 
 cudaError_t spmm(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream) {

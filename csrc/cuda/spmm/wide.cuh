@@ -2,9 +2,11 @@
 
 #include <cstddef>
 
+#include "cuda/device/cluster.cuh"
 #include "cuda/device/epilogue.cuh"
 #include "cuda/device/mbarrier.cuh"
 #include "cuda/device/operand_tile.cuh"
+#include "cuda/device/scatter.cuh"
 #include "cuda/device/wgmma.cuh"
 
 namespace csb::cuda {
@@ -272,7 +274,7 @@ class Wide {
     Scattered scattered[kOwnStages];
 #pragma unroll
     for (int own_stage = 0; own_stage < kOwnStages; ++own_stage) {
-      clear(weight_tile(group + kProducerGroups * own_stage, index_in_group(quarter, own_stage)));
+      clear_tile(weight_tile(group + kProducerGroups * own_stage, index_in_group(quarter, own_stage)), lane_idx_);
     }
     int32_t begin = __shfl_sync(kFullWarp, ahead.begin, 0);
     int32_t count = __shfl_sync(kFullWarp, ahead.end - ahead.padding, 0) - begin;
@@ -321,17 +323,9 @@ class Wide {
     return {problem_.w.blk_ptr[block], problem_.w.blk_ptr[block + 1], problem_.w.blk_pad[block]};
   }
 
-  __device__ __forceinline__ void clear(uint32_t tile) const {
-#pragma unroll
-    for (int i = 0; i < kTileBytes; i += 32 * 16) {
-      asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};\n" ::"r"(tile + 16 * lane_idx_ + i), "r"(0) : "memory");
-    }
-    __syncwarp();
-  }
-
   __device__ __forceinline__ void clean(uint32_t tile, const Scattered& old) const {
     if (__any_sync(kFullWarp, old.count > 256 * kUndoChunks)) {
-      clear(tile);
+      clear_tile(tile, lane_idx_);
       return;
     }
     const int32_t left = old.count - 8 * lane_idx_;
@@ -341,19 +335,6 @@ class Wide {
       if (__any_sync(kFullWarp, 256 * c < left)) store_vector(tile, old.codes[c], uint4{0, 0, 0, 0}, left - 256 * c);
     }
     __syncwarp();
-  }
-
-  // Eight entries; they may reach into the padding at the end of the block, never beyond it. Where there
-  // are none the registers keep what they hold: a branch or a copy would wait for the load.
-  static __device__ __forceinline__ void load_vector(uint4& into, const uint16_t* from, bool some) {
-    asm volatile(
-        "{\n"
-        ".reg .pred some;\n"
-        "setp.ne.b32 some, %5, 0;\n"
-        "@some ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-        "}\n"
-        : "+r"(into.x), "+r"(into.y), "+r"(into.z), "+r"(into.w)
-        : "l"(from), "r"(static_cast<int32_t>(some)));
   }
 
   // Chunk c of lane l holds entries 8 (32 c + l) ... + 7 of the block.
@@ -393,51 +374,6 @@ class Wide {
     }
   }
 
-  // Padding has code 0, where an entry may stand: it becomes a copy of the vector's first entry.
-  static __device__ __forceinline__ void replace_padding(uint4& codes, uint4& values, int32_t left) {
-    if (left > 0 && left < 8) {
-      repeat_first(codes, left);
-      repeat_first(values, left);
-    }
-  }
-
-  // Stores eight elements, or none if left <= 0.
-  static __device__ __forceinline__ void store_vector(uint32_t tile, const uint4& codes, const uint4& values,
-                                                      int32_t left) {
-    const auto low = [tile](uint32_t pair) { return tile + 2 * (pair & 0xffffu); };
-    const auto high = [tile](uint32_t pair) { return tile + (pair >> 15); };  // a code has 12 bits
-    asm volatile(
-        "{\n"
-        ".reg .pred some;\n"
-        "setp.gt.s32 some, %16, 0;\n"
-        "@some st.shared.u16 [%0], %8;\n"
-        "@some st.shared.u16 [%1], %9;\n"
-        "@some st.shared.u16 [%2], %10;\n"
-        "@some st.shared.u16 [%3], %11;\n"
-        "@some st.shared.u16 [%4], %12;\n"
-        "@some st.shared.u16 [%5], %13;\n"
-        "@some st.shared.u16 [%6], %14;\n"
-        "@some st.shared.u16 [%7], %15;\n"
-        "}\n" ::"r"(low(codes.x)),
-        "r"(high(codes.x)), "r"(low(codes.y)), "r"(high(codes.y)), "r"(low(codes.z)), "r"(high(codes.z)),
-        "r"(low(codes.w)), "r"(high(codes.w)), "h"(half(values.x, 0)), "h"(half(values.x, 1)), "h"(half(values.y, 0)),
-        "h"(half(values.y, 1)), "h"(half(values.z, 0)), "h"(half(values.z, 1)), "h"(half(values.w, 0)),
-        "h"(half(values.w, 1)), "r"(left)
-        : "memory");
-  }
-
-  static __device__ __forceinline__ uint16_t half(uint32_t pair, int which) {
-    return static_cast<uint16_t>(which == 0 ? pair : pair >> 16);
-  }
-
-  static __device__ __forceinline__ void repeat_first(uint4& pairs, int32_t count) {
-    const uint32_t first = pairs.x & 0xffffu, both = first | first << 16;
-    const auto keep = [both](uint32_t pair, int32_t left) {
-      return left >= 2 ? pair : left == 1 ? (pair & 0xffffu) | (both & 0xffff0000u) : both;
-    };
-    pairs = {keep(pairs.x, count), keep(pairs.y, count - 2), keep(pairs.z, count - 4), keep(pairs.w, count - 6)};
-  }
-
   // ---- the end: every thread block of the cluster adds up and writes its share
 
   __device__ __forceinline__ void store_output() {
@@ -454,9 +390,9 @@ class Wide {
       const float4* share = reinterpret_cast<const float4*>(&shared_.sum[column][4 * quad]);
       float4 total = *share;
       if (launch_.splits > 1) {
-        total = cluster_load(share, 0);
+        total = read_neighbour(share, 0);
         for (int32_t rank = 1; rank < launch_.splits; ++rank) {
-          const float4 other = cluster_load(share, rank);
+          const float4 other = read_neighbour(share, rank);
           total.x += other.x;
           total.y += other.y;
           total.z += other.z;

@@ -1,18 +1,40 @@
 #pragma once
 
+#include <atomic>
+
 #include "cuda/device/launch.cuh"
 #include "cuda/spmm/wide.cuh"
 #include "cuda/spmm/wide.h"
 
 namespace csb::cuda {
 
+constexpr int32_t kMaxWideSplits = 8;
+
+// Clusters of `splits` thread blocks that run at once. It takes the driver long to say, so each device is
+// asked once.
+template <auto kKernel>
+cudaError_t wide_clusters(const cudaLaunchConfig_t& config, int32_t splits, int32_t& active) {
+  constexpr int kDevices = 64;
+  static std::atomic<int32_t> known[kDevices][kMaxWideSplits + 1] = {};  // one more than the number
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  if (device < kDevices) {
+    active = known[device][splits].load(std::memory_order_relaxed) - 1;
+    if (active >= 0) return cudaSuccess;
+  }
+  error = cudaOccupancyMaxActiveClusters(&active, kKernel, &config);
+  if (error == cudaSuccess && device < kDevices) known[device][splits].store(active + 1, std::memory_order_relaxed);
+  return error;
+}
+
 // The number of thread blocks that share a group, so that the longest-running multiprocessor has the
 // fewest steps. A thread block pays about kFixedSteps for its start and end.
 template <typename Query>
 cudaError_t choose_wide_splits(int64_t items, int32_t steps, Query&& active_clusters, int32_t& best) {
-  constexpr int32_t kMaxSplits = 8, kFixedSteps = 4;
+  constexpr int32_t kFixedSteps = 4;
   int64_t best_cost = INT64_MAX;
-  for (int32_t splits = 1; splits <= kMaxSplits && (splits == 1 || splits <= steps); ++splits) {
+  for (int32_t splits = 1; splits <= kMaxWideSplits && (splits == 1 || splits <= steps); ++splits) {
     int32_t active = 0;
     const cudaError_t error = active_clusters(splits, active);
     if (error != cudaSuccess) return error;
@@ -29,7 +51,7 @@ cudaError_t choose_wide_splits(int64_t items, int32_t steps, Query&& active_clus
 template <typename Scalar, bool kTransposed, bool kFeaturesFirst>
 cudaError_t launch_wide_kernel(const SpmmProblem& problem, cudaStream_t stream) {
   using Kernel = Wide<Scalar, kTransposed, kFeaturesFirst>;
-  const auto kernel = wide_kernel<Scalar, kTransposed, kFeaturesFirst>;
+  constexpr auto kernel = &wide_kernel<Scalar, kTransposed, kFeaturesFirst>;
   const int64_t tiles = ceil_div<int64_t>(problem.y.columns, 64);
   WideLaunch how{};
   how.groups = ceil_div(problem.strips(), 4);
@@ -57,7 +79,7 @@ cudaError_t launch_wide_kernel(const SpmmProblem& problem, cudaStream_t stream) 
   const auto active_clusters = [&](int32_t splits, int32_t& active) {
     cluster.val.clusterDim.x = splits;
     config.gridDim.x = static_cast<uint32_t>(how.groups) * splits;
-    return cudaOccupancyMaxActiveClusters(&active, kernel, &config);
+    return wide_clusters<kernel>(config, splits, active);
   };
   error = choose_wide_splits(how.groups * tiles, problem.blocks_per_strip(), active_clusters, how.splits);
   if (error != cudaSuccess) return error;
@@ -69,7 +91,7 @@ cudaError_t launch_wide_kernel(const SpmmProblem& problem, cudaStream_t stream) 
 
 template <typename Scalar>
 cudaError_t launch_wide_dtype(const SpmmProblem& problem, cudaStream_t stream) {
-  if (problem.w.block_shift != 6 || reinterpret_cast<uintptr_t>(problem.values) % 16 != 0) return cudaErrorInvalidValue;
+  if (!wide_fits(problem)) return cudaErrorInvalidValue;
   if (operand_features_first(problem.x)) {
     return problem.transposed ? launch_wide_kernel<Scalar, true, true>(problem, stream)
                               : launch_wide_kernel<Scalar, false, true>(problem, stream);
