@@ -44,12 +44,12 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
   }
 }
 
-// One element, 4 or 8 bytes, from global to shared memory without a register in between.
+// One element, 4 or 8 bytes, from global to shared memory without a register in between. No "memory" clobber: it would
+// put every address that is read from memory behind the copy before it.
 template <typename T>
 __device__ __forceinline__ void copy_element_async(T* to, const T* from) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "cp.async moves 4, 8 or 16 bytes");
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(sizeof(T))
-               : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(sizeof(T)));
 }
 
 }  // namespace csb::cuda

@@ -10,7 +10,8 @@ namespace csb::cuda {
 // What the launcher decides for every thread block of a launch.
 struct RowsLaunch {
   bool split;              // a thread block walks a unit, else kStrips strips
-  bool lanes_on_features;  // of X: neighbouring lanes read neighbouring features, else columns
+  bool lanes_on_features;  // of X: its features are neighbours, else its columns may be
+  bool one_run;            // the columns of X are equally far apart
   bool vector_entries;     // codes and values can be read in vectors
   bool vector_output;      // four neighbouring features of Y are one aligned vector
 };
@@ -109,6 +110,7 @@ class RowsProducer {
     if (thread_idx_ == 0) {
       stage.step = step;
       stage.strip = strip;
+      stage.first_column = first_column_;
     }
     release();
   }
@@ -179,11 +181,38 @@ class RowsProducer {
       for (int h = 0; h < 2; ++h) {
         const int f = 32 * h + lane_idx_;
         if (f >= features) continue;
-        const T* from = x + f * problem_.x.stride_f;
-        Acc* to = stage.x + f;
-#pragma unroll 8
-        for (int j = warp_idx_; j < columns_; j += kWarps) {
-          copy_element_async(to + j * Config::kPitch, from + shared_.x_offsets[j]);
+        Acc* to = stage.x + warp_idx_ * Config::kPitch + f;
+        if (how_.one_run) {
+          const int64_t step = kWarps * problem_.x.stride[2];
+          const T* from = x + f + (first_column_ + warp_idx_) * problem_.x.stride[2];
+          if (columns_ == Config::kTileN) {
+            // Several pointers, because a copy reads its address late and must have done so before it changes.
+            constexpr int kPointers = 8;
+            const T* pointers[kPointers];
+#pragma unroll
+            for (int p = 0; p < kPointers; ++p) pointers[p] = from + p * step;
+#pragma unroll 2
+            for (int j = 0; j < Config::kTileN; j += kPointers * kWarps) {
+#pragma unroll
+              for (int p = 0; p < kPointers; ++p) {
+                copy_element_async(to + (j + p * kWarps) * Config::kPitch, pointers[p]);
+                pointers[p] += kPointers * step;
+              }
+            }
+          } else {
+#pragma unroll 4
+            for (int j = warp_idx_; j < columns_; j += kWarps) {
+              copy_element_async(to, from);
+              to += kWarps * Config::kPitch;
+              from += step;
+            }
+          }
+        } else {
+#pragma unroll 4
+          for (int j = warp_idx_; j < columns_; j += kWarps) {
+            copy_element_async(to, x + f + shared_.x_offsets[j]);
+            to += kWarps * Config::kPitch;
+          }
         }
       }
     } else {
@@ -233,12 +262,12 @@ class RowsProducer {
 
   template <typename Body>
   __device__ __forceinline__ void for_each_run(int s, Body&& body) const {
-    if (count_[s] == 0) return;
-    body(runs_[s], kRun * thread_idx_);
     const int32_t passes = ceil_div(count_[s], Config::kPass);
-#pragma unroll 2
-    for (int32_t pass = 1; pass < passes; ++pass) {
-      body(load(s, pass), pass * Config::kPass + kRun * thread_idx_);
+    Run run = runs_[s];
+#pragma unroll 1
+    for (int32_t pass = 0; pass < passes; ++pass) {
+      if (pass > 0) run = load(s, pass);
+      body(run, pass * Config::kPass + kRun * thread_idx_);
     }
   }
 
@@ -250,7 +279,7 @@ class RowsProducer {
   __device__ __forceinline__ void keep_order(Stage& stage, int32_t window) {
 #pragma unroll
     for (int s = 0; s < kStrips; ++s) {
-      int32_t* begin = stage.begin[s];
+      uint16_t* begin = stage.begin[s];
       if (count_[s] == 0) {
         for (int row = thread_idx_; row <= Config::kBlock; row += Config::kProducerThreads) begin[row] = 0;
       }
@@ -263,8 +292,10 @@ class RowsProducer {
           const int32_t entry = first + i;
           if (entry >= count_[s]) break;
           const int32_t code = run.code[i];
+#pragma unroll 1
           for (; row < code >> 6; ++row) begin[row + 1] = clip(entry - window);
           if (entry == count_[s] - 1) {
+#pragma unroll 1
             for (; row < Config::kBlock; ++row) begin[row + 1] = clip(count_[s] - window);
           }
           const int32_t place = entry - window;
@@ -378,66 +409,81 @@ class RowsConsumer {
   }
 
   __device__ __forceinline__ void run() {
-    clear();
-    int64_t tile = blockIdx.y;
-    int32_t previous_strip = -1;
-    int slot = 0;
-    uint32_t phase = 0;
+    // Nested, rather than one loop over steps of all kinds, in which the sums would move from register to register.
     while (true) {
-      mbarrier_wait(&shared_.full[slot], phase);
-      const Stage& stage = shared_.stages[slot];
-      const RowsStep step = stage.step;
-      if (step == RowsStep::kEnd) return;
-      if (step == RowsStep::kMultiply) {
-        multiply(stage);
-      } else {
-        const int32_t strip = stage.strip;
-        if (strip <= previous_strip) tile += gridDim.y;  // the walk began again, with the next tile
-        previous_strip = strip;
-        flush(strip, tile * Config::kTileN);
-        clear();
+      clear();
+      const Stage* stage = &acquire();
+#pragma unroll 1
+      while (stage->step == RowsStep::kMultiply) {
+        multiply(*stage);
+        release();
+        stage = &acquire();
       }
-      __syncwarp();
-      if (lane_idx_ == 0) mbarrier_arrive(&shared_.empty[slot]);
-      if (++slot == Config::kStages) {
-        slot = 0;
-        phase ^= 1;
-      }
+      if (stage->step == RowsStep::kEnd) return;
+      const int32_t strip = stage->strip;
+      const int64_t first_column = stage->first_column;
+      release();
+      flush(strip, first_column);
     }
   }
 
  private:
   using Entry = RowsEntry<Acc>;
 
+  __device__ __forceinline__ const Stage& acquire() {
+    mbarrier_wait(&shared_.full[slot_], phase_);
+    return shared_.stages[slot_];
+  }
+
+  __device__ __forceinline__ void release() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared_.empty[slot_]);
+    if (++slot_ == Config::kStages) {
+      slot_ = 0;
+      phase_ ^= 1;
+    }
+  }
+
   __device__ __forceinline__ void multiply(const Stage& stage) {
     const char* x = reinterpret_cast<const char*>(stage.x + lane_idx_ * Config::kPitch);
     const Entry* entries = stage.entries[strip_];
-    const int32_t* begin = stage.begin[strip_] + first_row_;
-    int32_t bounds[kRows + 1];
-#pragma unroll
-    for (int r = 0; r < kRows; r += 4) {
-      const int4 four = *reinterpret_cast<const int4*>(begin + r);
-      bounds[r] = four.x, bounds[r + 1] = four.y, bounds[r + 2] = four.z, bounds[r + 3] = four.w;
-    }
-    bounds[kRows] = begin[kRows];
+    const uint16_t* begin = stage.begin[strip_] + first_row_;
+    // Two in a register: the sums need most of them.
+    using Places = Vector<uint16_t, kRows>;
+    const Places places = *reinterpret_cast<const Places*>(begin);
+    const int32_t last = begin[kRows];
+    // A warp's entries follow each other across its rows. The next entry is read while the one before it is multiplied;
+    // the last read may lie behind the last entry, but not behind the stage.
+    const Entry* entry = entries + places.lane[0];
+    Entry next = *entry;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const Entry* entry = entries + bounds[r];
-      const Entry* end = entries + bounds[r + 1];
-      for (; entry + 2 <= end; entry += 2) {
-        const Entry a = entry[0];
-        const Entry b = entry[1];
-        Acc xa[kCols], xb[kCols];
-        read(xa, x + a.offset);
-        read(xb, x + b.offset);
-        add(r, a.value, xa);
-        add(r, b.value, xb);
+      const Entry* end = entries + (r + 1 < kRows ? places.lane[(r + 1) % kRows] : last);
+      if constexpr (kCols <= 4) {
+#pragma unroll 1
+        for (; entry + 2 <= end; entry += 2) {
+          const Entry a = next;
+          const Entry b = entry[1];
+          next = entry[2];
+          Acc xa[kCols], xb[kCols];
+          read(xa, x + a.offset);
+          read(xb, x + b.offset);
+          add(r, a.value, xa);
+          add(r, b.value, xb);
+        }
+        if (entry == end) continue;
       }
-      if (entry < end) {
-        const Entry a = entry[0];
+#pragma unroll 1
+      for (; entry < end; ++entry) {
+        const Entry a = next;
+        next = entry[1];
         Acc xa[kCols];
         read(xa, x + a.offset);
         add(r, a.value, xa);
+        if (kCols <= 4) {
+          ++entry;
+          break;
+        }
       }
     }
   }
@@ -495,26 +541,29 @@ class RowsConsumer {
   __device__ __forceinline__ void store_output(const Epilogue<T>& epilogue, int32_t feature, int32_t features,
                                                int64_t column) {
     T* y = static_cast<T*>(problem_.y.data) + problem_.y.column_offset(column) + feature * problem_.y.stride_f;
-    T out[kRows];
+    constexpr int kVec = 16 / sizeof(T);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      out[r] = epilogue.finish(sums_[r][0], r < features ? epilogue.bias_of(feature + r) : Acc(0));
-    }
-    if (how_.vector_output && features >= kRows) {
-      constexpr int kVec = 16 / sizeof(T);
+    for (int r = 0; r < kRows; r += kVec) {
+      Vector<T, kVec> out;
 #pragma unroll
-      for (int r = 0; r < kRows; r += kVec) {
-        Vector<T, kVec> vector;
-#pragma unroll
-        for (int v = 0; v < kVec; ++v) vector.lane[v] = out[r + v];
-        *reinterpret_cast<Vector<T, kVec>*>(y + r) = vector;
+      for (int v = 0; v < kVec; ++v) {
+        const Acc sum = sums_[r + v][0] + (r + v < features ? epilogue.bias_of(feature + r + v) : Acc(0));
+        out.lane[v] = from_acc<T>(epilogue.activation == Activation::kNone ? sum : activate_apart(sum, epilogue.activation));
       }
-      return;
-    }
+      if (how_.vector_output && r + kVec <= features) {
+        *reinterpret_cast<Vector<T, kVec>*>(y + r) = out;
+        continue;
+      }
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r < features) y[r * problem_.y.stride_f] = out[r];
+      for (int v = 0; v < kVec; ++v) {
+        if (r + v < features) y[(r + v) * problem_.y.stride_f] = out.lane[v];
+      }
     }
+  }
+
+  // Not inline: kRows copies of every activation would cost the sums their registers.
+  static __device__ __noinline__ Acc activate_apart(Acc sum, Activation activation) {
+    return activate(sum, activation);
   }
 
   __device__ __forceinline__ void store_partial(int32_t strip, int32_t features, int64_t column) {
@@ -533,6 +582,8 @@ class RowsConsumer {
   int strip_;
   int first_row_;
   int lane_idx_;
+  int slot_ = 0;
+  uint32_t phase_ = 0;
   Acc sums_[kRows][kCols];
 };
 

@@ -32,8 +32,8 @@ struct RowsConfig {
   static constexpr int kPass = kRun * kProducerThreads;  // entries that the producers read at once
 
   static_assert(kBlock % kRows == 0, "a warp's rows lie in one strip");
-  static_assert(kRows % 4 == 0, "a warp reads where its rows begin, and writes them, in vectors");
-  static_assert(kCapacity % kRun == 0 && kCapacity % 2 == 0, "a run of entries stays in one window");
+  static_assert(kRows == 4 || kRows == 8, "a warp reads at once where its rows begin");
+  static_assert(kCapacity % kRun == 0 && kCapacity < 65536, "a run of entries stays in one window, a place in 16 bits");
   static_assert(kThreads <= 1024 && kStages >= 2, "a stage is filled while another one is used");
 };
 
@@ -50,10 +50,11 @@ template <typename Config>
 struct alignas(16) RowsStage {
   using Acc = AccOf<typename Config::T>;
   alignas(16) RowsEntry<Acc> entries[Config::kStrips][Config::kCapacity];  // by output feature
-  alignas(16) int32_t begin[Config::kStrips][Config::kBlock + 4];  // of each output feature's entries; [64]: the end
+  alignas(16) uint16_t begin[Config::kStrips][Config::kBlock + 8];  // of each output feature's entries; [64]: the end
   Acc x[Config::kTileN * Config::kPitch];
   RowsStep step;
-  int32_t strip;  // of kFlush
+  int32_t strip;  // of kFlush, and its first column
+  int64_t first_column;
 };
 
 template <typename Config>

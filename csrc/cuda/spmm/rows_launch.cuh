@@ -19,6 +19,7 @@ cudaError_t launch_rows_direction(const SpmmProblem& problem, bool split, cudaSt
   RowsLaunch how;
   how.split = split;
   how.lanes_on_features = problem.x.stride_f == 1;
+  how.one_run = problem.x.size[0] == 1 && problem.x.size[1] == 1;
   how.vector_entries = aligned_to(problem.values, 16) && aligned_to(problem.w.codes, 8);
   how.vector_output = y.stride_f == 1 && aligned_to(y.data, 16) && y.stride[0] % kVec == 0 && y.stride[1] % kVec == 0 &&
                       y.stride[2] % kVec == 0;
@@ -40,7 +41,7 @@ cudaError_t launch_rows(const SpmmProblem& problem, RowsTile tile, bool split, c
   if (problem.w.block_shift != 6) return cudaErrorInvalidValue;
   switch (tile) {
     case RowsTile::k1x32:
-      return launch_rows_tile<RowsConfig<T, 1, 1, 8, 4, 2, 1024, 4>>(problem, split, stream);
+      return launch_rows_tile<RowsConfig<T, 1, 1, 8, 4, 2, 1024, 3>>(problem, split, stream);
     case RowsTile::k1x64:
       return launch_rows_tile<RowsConfig<T, 1, 2, 8, 4, 2, 1024, 3>>(problem, split, stream);
     case RowsTile::k1x128:
