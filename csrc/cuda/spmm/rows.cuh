@@ -9,11 +9,10 @@ namespace csb::cuda {
 
 // What the launcher decides for every thread block of a launch.
 struct RowsLaunch {
-  bool split;              // a thread block walks a unit, else kStrips strips
-  bool lanes_on_features;  // of X: its features are neighbours, else its columns may be
-  bool one_run;            // the columns of X are equally far apart
-  bool vector_entries;     // codes and values can be read in vectors
-  bool vector_output;      // four neighbouring features of Y are one aligned vector
+  bool split;  // a thread block walks a unit, else kStrips strips
+  bool lanes_on_features;  // with kElements: neighbouring lanes read neighbouring features, else columns
+  bool vector_entries;  // codes and values can be read in vectors
+  bool vector_output;   // 16 bytes of neighbouring features of Y are one aligned vector
 };
 
 // The positions of a thread block, and their strips.
@@ -43,7 +42,7 @@ struct RowsRange {
 };
 
 // Fills the ring. All producer warps make the same walk.
-template <typename Config, bool kTransposed>
+template <typename Config, RowsAccess kAccess, bool kTransposed>
 class RowsProducer {
  public:
   using T = typename Config::T;
@@ -51,8 +50,10 @@ class RowsProducer {
   using Shared = RowsShared<Config>;
   using Stage = RowsStage<Config>;
   using Range = RowsRange<Config, kTransposed>;
+  using XVector = Vector<T, 4>;
   static constexpr int kStrips = Config::kStrips;
   static constexpr int kRun = Config::kRun;
+  static constexpr bool kVectors = kAccess != RowsAccess::kElements;
 
   __device__ __forceinline__ RowsProducer(const SpmmProblem& problem, const RowsLaunch& how, Shared& shared)
       : problem_(problem), how_(how), shared_(shared), range_(problem, how) {
@@ -158,9 +159,21 @@ class RowsProducer {
 #pragma unroll
     for (int s = 1; s < kStrips; ++s) largest = max_of(largest, count_[s]);
     for (int32_t window = 0; window < largest; window += Config::kCapacity) {
+      const int32_t in_begin = at * Config::kBlock;
+      XVector x[Config::kBatch];
+      if constexpr (kVectors) fetch_x(x, in_begin, 0);  // under the wait for a free stage
       Stage& stage = acquire();
-      copy_x(stage, at * Config::kBlock);
       if (thread_idx_ == 0) stage.step = RowsStep::kMultiply;
+      if constexpr (kVectors) {
+        put_x(stage, x, 0);
+#pragma unroll 1
+        for (int first = Config::kBatch; first < Config::kItemsPerWarp; first += Config::kBatch) {
+          fetch_x(x, in_begin, first);
+          put_x(stage, x, first);
+        }
+      } else {
+        copy_x(stage, in_begin);
+      }
       if constexpr (kTransposed) {
         sort(stage, window);
       } else {
@@ -170,61 +183,78 @@ class RowsProducer {
     }
   }
 
-  // X, element by element: the copies turn a tile of either activation layout without passing through registers.
+  // A warp's item of X: 32 x 4 elements, a vector for every lane. Vectors lie along features or columns; eight lanes
+  // follow them, four rows of lanes the other way. The stage's pitch puts what they store into different banks.
+  //
+  //   kFeatureVectors            kColumnVectors
+  //   item = 4 columns           item = 4 features
+  //        x 32 features              x 32 columns
+  static constexpr int kWarps = Config::kProducers;
+  static constexpr int kGroupItems = 16 / kWarps;  // a warp's items in 32 columns
+  static_assert(kWarps % 2 == 0 && 16 % kWarps == 0, "a warp stays in one half of the features, or leaves columns whole");
+
+  __device__ __forceinline__ int along() const { return 4 * (lane_idx_ % 8); }
+  __device__ __forceinline__ int across() const { return lane_idx_ / 8; }
+
+  __device__ __forceinline__ void fetch_x(XVector (&x)[Config::kBatch], int32_t in_begin, int first) const {
+    const int32_t features = (kTransposed ? problem_.w.m : problem_.w.k) - in_begin;
+    const T* data = static_cast<const T*>(problem_.x.data) + in_begin * problem_.x.stride_f;
+    if constexpr (kAccess == RowsAccess::kFeatureVectors) {
+      const int feature = 32 * (warp_idx_ % 2) + along();
+      const int column = 4 * (first * kWarps / 2 + warp_idx_ / 2) + across();
+      const int last = feature < features ? columns_ : 0;
+      const T* from = data + feature + (first_column_ + column) * problem_.x.stride[2];
+#pragma unroll
+      for (int i = 0; i < Config::kBatch; ++i) {
+        if (column + 2 * kWarps * i < last) x[i] = *reinterpret_cast<const XVector*>(from);
+        from += 2 * kWarps * problem_.x.stride[2];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < Config::kBatch; ++i) {
+        const int column = (first + i) / kGroupItems * 32 + along();
+        const int feature = 4 * ((first + i) % kGroupItems * kWarps + warp_idx_) + across();
+        if (column >= columns_ || feature >= features) continue;
+        x[i] = *reinterpret_cast<const XVector*>(data + feature * problem_.x.stride_f + shared_.x_offsets[column]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void put_x(Stage& stage, const XVector (&x)[Config::kBatch], int first) const {
+    if constexpr (kAccess == RowsAccess::kFeatureVectors) {
+      const int column = 4 * (first * kWarps / 2 + warp_idx_ / 2) + across();
+      Acc* to = stage.x + column * Config::kPitch + 32 * (warp_idx_ % 2) + along();
+#pragma unroll
+      for (int i = 0; i < Config::kBatch; ++i) {
+#pragma unroll
+        for (int v = 0; v < 4; ++v) to[2 * kWarps * i * Config::kPitch + v] = x[i].lane[v];
+      }
+    } else {
+      Acc* to = stage.x + along() * Config::kPitch + 4 * warp_idx_ + across();
+#pragma unroll
+      for (int i = 0; i < Config::kBatch; ++i) {
+        const int at = (first + i) / kGroupItems * 32 * Config::kPitch + (first + i) % kGroupItems * 4 * kWarps;
+#pragma unroll
+        for (int v = 0; v < 4; ++v) to[at + v * Config::kPitch] = x[i].lane[v];
+      }
+    }
+  }
+
+  // X element by element, where it has no vectors.
   __device__ __forceinline__ void copy_x(Stage& stage, int32_t in_begin) {
     const int32_t in_features = kTransposed ? problem_.w.m : problem_.w.k;
     const int features = min_of(Config::kBlock, in_features - in_begin);
     const T* x = static_cast<const T*>(problem_.x.data) + in_begin * problem_.x.stride_f;
-    constexpr int kWarps = Config::kProducers;
-    if (how_.lanes_on_features) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int f = 32 * h + lane_idx_;
-        if (f >= features) continue;
-        Acc* to = stage.x + warp_idx_ * Config::kPitch + f;
-        if (how_.one_run) {
-          const int64_t step = kWarps * problem_.x.stride[2];
-          const T* from = x + f + (first_column_ + warp_idx_) * problem_.x.stride[2];
-          if (columns_ == Config::kTileN) {
-            // Several pointers, because a copy reads its address late and must have done so before it changes.
-            constexpr int kPointers = 8;
-            const T* pointers[kPointers];
-#pragma unroll
-            for (int p = 0; p < kPointers; ++p) pointers[p] = from + p * step;
-#pragma unroll 2
-            for (int j = 0; j < Config::kTileN; j += kPointers * kWarps) {
-#pragma unroll
-              for (int p = 0; p < kPointers; ++p) {
-                copy_element_async(to + (j + p * kWarps) * Config::kPitch, pointers[p]);
-                pointers[p] += kPointers * step;
-              }
-            }
-          } else {
-#pragma unroll 4
-            for (int j = warp_idx_; j < columns_; j += kWarps) {
-              copy_element_async(to, from);
-              to += kWarps * Config::kPitch;
-              from += step;
-            }
-          }
-        } else {
-#pragma unroll 4
-          for (int j = warp_idx_; j < columns_; j += kWarps) {
-            copy_element_async(to, x + f + shared_.x_offsets[j]);
-            to += kWarps * Config::kPitch;
-          }
-        }
-      }
-    } else {
+    const bool along_features = how_.lanes_on_features;
+    const int runs = along_features ? columns_ : features;
+    const int length = along_features ? features : columns_;
 #pragma unroll 1
-      for (int j = lane_idx_; j < columns_; j += 32) {
-        const T* from = x + shared_.x_offsets[j] + warp_idx_ * problem_.x.stride_f;
-        Acc* to = stage.x + j * Config::kPitch;
-#pragma unroll 8
-        for (int f = warp_idx_; f < features; f += kWarps) {
-          copy_element_async(to + f, from);
-          from += kWarps * problem_.x.stride_f;
-        }
+    for (int along = lane_idx_; along < length; along += 32) {
+#pragma unroll 4
+      for (int run = warp_idx_; run < runs; run += Config::kProducers) {
+        const int f = along_features ? along : run;
+        const int j = along_features ? run : along;
+        copy_element_async(&stage.x[j * Config::kPitch + f], x + f * problem_.x.stride_f + shared_.x_offsets[j]);
       }
     }
   }
@@ -449,16 +479,19 @@ class RowsConsumer {
     const Entry* entries = stage.entries[strip_];
     const uint16_t* begin = stage.begin[strip_] + first_row_;
     // Two in a register: the sums need most of them.
-    using Places = Vector<uint16_t, kRows>;
-    const Places places = *reinterpret_cast<const Places*>(begin);
+    Vector<uint16_t, min_of(kRows, 8)> places[ceil_div(kRows, 8)];
+#pragma unroll
+    for (int i = 0; i < ceil_div(kRows, 8); ++i) {
+      places[i] = reinterpret_cast<const Vector<uint16_t, min_of(kRows, 8)>*>(begin)[i];
+    }
     const int32_t last = begin[kRows];
     // A warp's entries follow each other across its rows. The next entry is read while the one before it is multiplied;
     // the last read may lie behind the last entry, but not behind the stage.
-    const Entry* entry = entries + places.lane[0];
+    const Entry* entry = entries + places[0].lane[0];
     Entry next = *entry;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const Entry* end = entries + (r + 1 < kRows ? places.lane[(r + 1) % kRows] : last);
+      const Entry* end = entries + (r + 1 < kRows ? places[(r + 1) / 8 % ceil_div(kRows, 8)].lane[(r + 1) % min_of(kRows, 8)] : last);
       if constexpr (kCols <= 4) {
 #pragma unroll 1
         for (; entry + 2 <= end; entry += 2) {
@@ -588,7 +621,7 @@ class RowsConsumer {
 };
 
 // Grid: x = work unit (split) or group of kStrips output strips; y = column tiles, folded at the grid's limit.
-template <typename Config, bool kTransposed>
+template <typename Config, RowsAccess kAccess, bool kTransposed>
 __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
     rows_kernel(const __grid_constant__ SpmmProblem problem, const __grid_constant__ RowsLaunch how) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
@@ -605,7 +638,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   if (threadIdx.x < 32 * Config::kConsumers) {
     RowsConsumer<Config, kTransposed>(problem, how, shared).run();
   } else {
-    RowsProducer<Config, kTransposed>(problem, how, shared).run();
+    RowsProducer<Config, kAccess, kTransposed>(problem, how, shared).run();
   }
 }
 

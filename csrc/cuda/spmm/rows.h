@@ -7,7 +7,7 @@
 namespace csb::cuda {
 
 // Thread block tiles of the rows kernel: output strips x columns.
-enum class RowsTile : int32_t { k1x32, k1x64, k1x128, k2x128, k2x256 };
+enum class RowsTile : int32_t { k1x32, k1x64, k1x128, k4x128, k2x256 };
 
 // Y = act(op(W) . X + bias) on CUDA cores, with accumulators in registers and entries in the order of the output
 // features. kFloat32, block_size 64, alignment 8; anything else is cudaErrorInvalidValue. Every layout of X and Y.

@@ -8,7 +8,7 @@ namespace csb::cuda {
 // A thread block of the rows kernel computes 64 * kStrips output features x kTileN columns. A consumer warp holds kRows
 // of the features, a lane of it kCols columns of each, in registers; producer warps keep a ring of stages filled.
 template <typename T_, int kStrips_, int kCols_, int kRows_, int kProducers_, int kStages_, int kCapacity_,
-          int kMinBlocks_>
+          int kBatch_, int kMinBlocks_>
 struct RowsConfig {
   using T = T_;
   static constexpr int kBlock = 64;             // features of a block of W, on either side
@@ -30,11 +30,22 @@ struct RowsConfig {
   static constexpr int kPitch = kBlock + 1;
   static constexpr int kRun = 4;                       // neighbouring entries that a producer reads at once
   static constexpr int kPass = kRun * kProducerThreads;  // entries that the producers read at once
+  static constexpr int kItemsPerWarp = kBlock * kTileN / 128 / kProducers;  // of X, four elements for every lane
+  static constexpr int kBatch = min_of(kItemsPerWarp, kBatch_);             // of them, on their way at a time
 
+  static_assert(kItemsPerWarp % kBatch == 0 && kItemsPerWarp * kProducers * 128 == kBlock * kTileN,
+                "the producers cover X in whole batches");
   static_assert(kBlock % kRows == 0, "a warp's rows lie in one strip");
-  static_assert(kRows == 4 || kRows == 8, "a warp reads at once where its rows begin");
+  static_assert(kRows == 4 || kRows == 8 || kRows == 16, "a warp reads at once where its rows begin");
   static_assert(kCapacity % kRun == 0 && kCapacity < 65536, "a run of entries stays in one window, a place in 16 bits");
   static_assert(kThreads <= 1024 && kStages >= 2, "a stage is filled while another one is used");
+};
+
+// How the lanes of a producer warp read X.
+enum class RowsAccess : int32_t {
+  kFeatureVectors,  // aligned vectors of features: features last, columns equally far apart
+  kColumnVectors,   // aligned vectors of columns: features first
+  kElements,        // anything else
 };
 
 // What an entry multiplies, and where X's feature stands in a column of the stage, in bytes.
