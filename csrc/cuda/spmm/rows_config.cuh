@@ -12,11 +12,11 @@ template <typename T_, int kStrips_, int kCols_, int kRows_, int kSorters_, int 
           int kMinBlocks_>
 struct RowsConfig {
   using T = T_;
-  static constexpr int kBlock = 64;             // features of a block of W, on either side
-  static constexpr int kStrips = kStrips_;      // output strips that share a stage's X
-  static constexpr int kCols = kCols_;          // columns of a lane
-  static constexpr int kRows = kRows_;          // output features of a warp
-  static constexpr int kSorters = kSorters_;    // one for a strip, and as many of them as take turns
+  static constexpr int kBlock = 64;           // features of a block of W, on either side
+  static constexpr int kStrips = kStrips_;    // output strips that share a stage's X
+  static constexpr int kCols = kCols_;        // columns of a lane
+  static constexpr int kRows = kRows_;        // output features of a warp
+  static constexpr int kSorters = kSorters_;  // one for a strip, and as many of them as take turns
   static constexpr int kStages = kStages_;
   static constexpr int kCapacity = kCapacity_;  // entries of a strip in a stage
   static constexpr int kMinBlocks = kMinBlocks_;
@@ -79,6 +79,14 @@ struct alignas(16) RowsShared {
   alignas(16) uint32_t masks[Config::kSorters][2 * Config::kBlock];
   int32_t starts[Config::kSorters][Config::kBlock];
   int64_t x_offsets[Config::kTileN];
+};
+
+// What the launcher decides for every thread block of a launch.
+struct RowsLaunch {
+  bool split;              // a thread block walks a unit, else kStrips strips
+  bool lanes_on_features;  // with kElements: neighbouring lanes read neighbouring features, else columns
+  bool vector_entries;     // codes and values can be read in vectors
+  bool vector_output;      // 16 bytes of neighbouring features of Y are one aligned vector
 };
 
 }  // namespace csb::cuda

@@ -71,8 +71,6 @@ cudaError_t launch_rows(const SpmmProblem& problem, RowsTile tile, bool split, c
       return launch_rows_tile<RowsConfig<T, 1, 2, 8, 2, 4, 1024, 16, 2>>(problem, split, stream);
     case RowsTile::k1x128:
       return launch_rows_tile<RowsConfig<T, 1, 4, 8, 2, 2, 1024, 8, 2>>(problem, split, stream);
-    case RowsTile::k4x128:
-      return launch_rows_tile<RowsConfig<T, 4, 4, 16, 4, 2, 1024, 8, 1>>(problem, split, stream);
     case RowsTile::k2x256:
       return launch_rows_tile<RowsConfig<T, 2, 8, 8, 2, 2, 1536, 16, 1>>(problem, split, stream);
   }
