@@ -48,6 +48,16 @@ def split_products(device: str) -> None:
                 check_all(w, "rows", n, bias=True, act="gelu")
 
 
+def clusters(device: str) -> None:
+    """Even strips, which thread blocks of a cluster share; one of them has no block left, and some blocks no entry."""
+    for dtype in DTYPES:
+        for m, k, sparsity in ((128, 576, 0.5), (576, 128, 0.97)):
+            w = random_matrix(m, k, sparsity, dtype, device, 64)
+            assert w.units.shape[1] % 2 == 1, "uneven strips: nothing is shared"
+            for n in (1, 8, 13, 70):
+                check_all(w, "rows", n, bias=True, act="relu")
+
+
 def block_sizes(device: str) -> None:
     for dtype in DTYPES:
         for block_size in (2, 16, 32, 128, 256):
@@ -101,7 +111,7 @@ def baselines(device: str) -> None:
                 check_baselines(build(matrix(case), dtype, device), n, judge="cpu")
 
 
-PARTS = (products, split_products, block_sizes, edges, layouts, conversions, baselines)
+PARTS = (products, split_products, clusters, block_sizes, edges, layouts, conversions, baselines)
 
 
 def main() -> int:

@@ -280,10 +280,23 @@ def test_bad_arguments(arguments: list[str], message: str, run, capsys: pytest.C
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(
-    ("dtype", "direction"), [("bfloat16", "F"), ("float32", "T"), ("bfloat16", "dW"), ("float32", "dW")]
+    ("dtype", "direction", "n", "counted"),
+    [
+        ("float32", "T", 8, True),
+        ("bfloat16", "dW", 64, True),
+        ("float32", "dW", 64, True),
+        ("bfloat16", "F", 1, False),
+        ("bfloat16", "T", 8, False),
+        ("bfloat16", "F", 64, False),
+        ("float32", "F", 64, False),
+        ("float32", "F", 512, False),
+    ],
 )
-def test_wavefronts_on_a_gpu(dtype: str, direction: str, run) -> None:
-    arguments = ["--shape", "1024x2048", "--dtype", dtype, "--direction", direction, "--device", "cuda"]
+def test_wavefronts_on_a_gpu(dtype: str, direction: str, n: int, counted: bool, run) -> None:
+    arguments = ["--shape", "1024x2048", "--dtype", dtype, "--direction", direction, "--n", str(n), "--device", "cuda"]
     _, text, found = run(*arguments)
+    if not counted:
+        assert "not counted for the kernel" in text and "wavefronts" not in found
+        return
     assert "shared-memory wavefronts" in text
     assert found["wavefronts"] and found["times_us"]["shared memory"] > 0

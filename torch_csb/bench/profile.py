@@ -61,8 +61,10 @@ def array_bytes(w: CSBMatrix, n: int, workspace: int) -> dict[str, int]:
 
 def flops_done(w: CSBMatrix, n: int, step: Step) -> float:
     """Operations that the kernel executes: on tensor cores every element of a non-empty block, in whole tiles."""
+    if step.kernel == "panel":
+        return 2.0 * w.m * w.k * n
     columns = -(-n // step.tile_n) * step.tile_n if step.kernel != "cpu" else n
-    if step.kernel == "tile":
+    if step.kernel in ("tile", "narrow", "wide"):
         return 2.0 * 64 * 64 * columns * int((wavefronts.block_counts(w) > 0).sum())
     return 2.0 * w.nnz * columns
 
@@ -82,6 +84,8 @@ def imbalance(w: CSBMatrix, direction: str, step: Step, slots: int, n: int) -> f
     Formula: its nonzeros times the thread blocks at work at once, over all nonzeros; at work at once are as many as
     there are, up to ``slots``. Where there are many more than slots, later ones fill the gaps and nothing is lost.
     """
+    if step.kernel == "panel":
+        return 1.0
     if direction == "dW":
         # The tensor-core kernel spends the same on every block, whatever it holds.
         work = (wavefronts.block_counts(w) > 0).long() if step.kernel == "tile" else unit_nonzeros(w, False)
@@ -129,9 +133,10 @@ def study(bench: Bench, case: Case, where: report.Provenance, clock_mhz: int | N
     if device == "cuda":
         chip = torch.cuda.get_device_properties(w.device)
         slots = BLOCKS_PER_MULTIPROCESSOR * chip.multi_processor_count
-        found["wavefronts"] = wavefronts.count(w, n, direction, step.kernel, step.tile_n, step.split)
+        if step.kernel in wavefronts.COUNTED:
+            found["wavefronts"] = wavefronts.count(w, n, direction, step.kernel, step.tile_n, step.split)
         found["clock_mhz"] = clock_mhz or getattr(chip, "clock_rate", 0) / 1e3
-        if found["clock_mhz"]:
+        if found["clock_mhz"] and "wavefronts" in found:
             total = sum(found["wavefronts"].values())
             times["shared memory"] = total / (chip.multi_processor_count * found["clock_mhz"])
     found["imbalance"] = imbalance(w, direction, step, slots, n)
@@ -154,6 +159,8 @@ def show(found: dict[str, Any]) -> str:
     ]
     for name, units in found["units"].items():
         lines.append(f"units     {units['number']} {name}: the heaviest has {units['max_over_mean']:.2f} of the mean")
+    if "clock_mhz" in found and "wavefronts" not in found:
+        lines += ["", f"shared-memory wavefronts are not counted for the kernel {step['kernel']}"]
     if "wavefronts" in found:
         lines += ["", f"shared-memory wavefronts{'a nonzero':>24}"]
         spent = found["wavefronts"]

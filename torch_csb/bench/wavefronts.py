@@ -28,6 +28,7 @@ SPMM_TILE = {8: (4, 1, 1024), 32: (2, 2, 1024), 64: (2, 2, 1024), 128: (2, 2, 15
 UNDO_LIMIT = 512
 WEIGHT_TILES = 3
 THREADS = 256  # of the gather kernels
+COUNTED = ("gather", "tile")
 CAPACITY = 1024  # sorted entries of spmm's gather kernel
 
 Counts = dict[str, float]
@@ -302,8 +303,8 @@ def _expect_narrow(w: CSBMatrix) -> None:
 
 def count(w: CSBMatrix, n: int, direction: str, kernel: str, tile_n: int, split: bool | int) -> Counts:
     """Wavefronts by purpose of a product ("F", "T" or "dW") with the planner's choice for it."""
-    if kernel not in ("gather", "tile"):
-        raise ValueError(f"kernel: expected a CUDA kernel, 'gather' or 'tile', got {kernel!r}")
+    if kernel not in COUNTED:
+        raise ValueError(f"kernel: expected one whose loops are followed here, 'gather' or 'tile', got {kernel!r}")
     if direction == "dW":
         return sddmm_tile(w, n, int(split)) if kernel == "tile" else sddmm_gather(w, n, tile_n, int(split))
     if direction not in ("F", "T"):

@@ -7,7 +7,7 @@
 namespace csb::cuda {
 
 // Thread block tiles of the rows kernel: output strips x columns.
-enum class RowsTile : int32_t { k1x32, k1x64, k1x128, k2x256 };
+enum class RowsTile : int32_t { k1x64, k2x256 };
 
 // Y = act(op(W) . X + bias) on CUDA cores: sums in registers, entries in the order of the output features, X in shared
 // memory. Instantiated for float; block_size 64 and alignment 8 (another block size is cudaErrorInvalidValue). Every

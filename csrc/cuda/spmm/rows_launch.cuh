@@ -65,12 +65,8 @@ template <typename T>
 cudaError_t launch_rows(const SpmmProblem& problem, RowsTile tile, bool split, cudaStream_t stream) {
   if (problem.w.block_shift != 6) return cudaErrorInvalidValue;
   switch (tile) {
-    case RowsTile::k1x32:
-      return launch_rows_tile<RowsConfig<T, 1, 1, 8, 2, 4, 1024, 8, 2>>(problem, split, stream);
     case RowsTile::k1x64:
       return launch_rows_tile<RowsConfig<T, 1, 2, 8, 2, 4, 1024, 16, 2>>(problem, split, stream);
-    case RowsTile::k1x128:
-      return launch_rows_tile<RowsConfig<T, 1, 4, 8, 2, 2, 1024, 8, 2>>(problem, split, stream);
     case RowsTile::k2x256:
       return launch_rows_tile<RowsConfig<T, 2, 8, 8, 2, 2, 1536, 16, 1>>(problem, split, stream);
   }
