@@ -24,9 +24,9 @@ def num_units(w: CSBMatrix) -> int:
     return w.units.shape[1] - 1
 
 
-def choose(w: CSBMatrix, n: int, *, pieces: bool = True, hopper: bool = True, dtype: str = "bfloat16") -> _plan.Choice:
+def choose(w: CSBMatrix, n: int, *, dtype: str = "bfloat16", **given: object) -> _plan.Choice:
     strips = -(-w.m // w.block_size)
-    return _plan.choose_cuda_spmm(dtype, w.block_size, strips, num_units(w), n, SMS, pieces=pieces, hopper=hopper)
+    return _plan.choose_cuda_spmm(dtype, w.block_size, strips, num_units(w), n, SMS, **given)
 
 
 def test_even_strips_have_an_even_number_of_units() -> None:
@@ -44,7 +44,8 @@ def test_even_strips_are_shared_by_clusters_and_others_are_cut() -> None:
     for n, kernel in ((1, "spmv"), (2, "narrow"), (8, "narrow"), (16, "narrow")):
         choice = choose(even, n)
         assert (choice.kernel, choice.split) == (kernel, False) and 2 <= choice.cluster <= 8
-        for choice in (choose(uneven, n), choose(even, n, hopper=False)):
+        others = choose(uneven, n), choose(even, n, hopper=False), choose(even, n, blocks_per_strip=4096)
+        for choice in others:
             assert (choice.kernel, choice.split, choice.cluster) == (kernel, True, 1)
     assert choose(even, 1, dtype="float32").kernel == "spmv"
     assert choose(even, 2, dtype="float32").kernel == "gather"

@@ -114,7 +114,8 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
     balances = [_balance(_plan, w, column_major) for column_major in (False, True)]
     for operator, features, depth, balance in (("spmm", w.m, w.k, balances[0]), ("spmm_t", w.k, w.m, balances[1])):
         strips = -(-features // w.block_size)
-        forms = (not 2 <= batch <= 16 or depth % 8 == 0, chip[1]) if chip else ()
+        pieces = not 2 <= batch <= 16 or depth % 8 == 0
+        forms = (-(-depth // w.block_size), pieces, chip[1]) if chip else ()
         choice = choose_spmm(dtype, w.block_size, strips, num_units, batch, *given(features, depth), *forms)
         split = bool(choice.split) and num_units > 1
         workspace = (num_units + strips) * w.block_size * batch * accumulator if split else 0

@@ -41,6 +41,7 @@ struct Chip {
 
 // What the tensors of a product allow, beyond their sizes.
 struct Operands {
+  int32_t blocks_per_strip = 0;
   bool pieces = false;  // values, and for up to kNarrowColumns x along its features, can be read 16 bytes at a time
   PanelOffer panel;
 };

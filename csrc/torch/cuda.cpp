@@ -22,7 +22,7 @@ Tensor spmm_either(const Tensor& values, const Tensor& codes, const Tensor& blk_
   const Launch launch(call.y);
   plan::CudaSpmmConfig config = plan::choose_cuda_spmm(
       problem.dtype, problem.w.block_shift, problem.strips(), problem.num_units, problem.y.columns, launch.chip(),
-      {cuda::in_pieces(problem), panel_offer(problem, values.numel())});
+      {problem.blocks_per_strip(), cuda::in_pieces(problem), panel_offer(problem, values.numel())});
   if (config.kernel == plan::CudaKernel::kPanel) {
     spmm_by_panels(call, values, config.tile_n, launch);
     return call.y;
