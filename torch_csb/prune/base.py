@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from torch_csb.nn import _dense
-from torch_csb.nn._choice import _excluded, shared_weights
+from torch_csb.nn._choice import excluded_modules, shared_weights
 
 Exclude = str | nn.Module | Iterable[str | nn.Module]
 
@@ -155,7 +155,7 @@ def chosen_layers(
     Raises:
         ValueError: no layer is left, or ``exclude`` names a module that the model doesn't have.
     """
-    excluded, shared = _excluded(model, exclude), shared_weights(model)
+    excluded, shared = excluded_modules(model, exclude), shared_weights(model)
     chosen = {}
     for name, module in model.named_modules():
         if type(module) not in (nn.Linear, nn.Conv2d) or id(module) in excluded:

@@ -47,7 +47,8 @@ class Coarse(Pruner):
 
     A *feature map* is an output channel of an ``nn.Conv2d`` or an output feature of an ``nn.Linear``. Its bias is
     pruned with it, so that the layers behind, which keep their shapes, are fed zeros (a normalisation between them
-    still adds its own shift). Leave the classifier out by ``exclude``. A *kernel* is the k x k weights from one input
+    still adds its own shift; in a CSB layer the bias is an ordinary Parameter, which training may move again). Leave
+    the classifier out by ``exclude``. A *kernel* is the k x k weights from one input
     channel to one output channel of an ``nn.Conv2d``; other layers are left alone.
 
     It starts from masks that the layers have: prune feature maps, finish, then kernels or weights by another method.

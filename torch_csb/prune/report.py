@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from torch_csb.nn import CSBConv2d, CSBLinear, _dense, densify_, sparsify_
-from torch_csb.prune.scratch import _detached_weights
+from torch_csb.prune.scratch import detached_weights
 
 _CSB = (CSBLinear, CSBConv2d)
 _COUNTED = (nn.Linear, nn.Conv2d, *_CSB)
@@ -161,7 +161,7 @@ def _all_parameters(model: nn.Module, sizes: dict[str, tuple[str, int, int]]) ->
 
 def _twins(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     """The dense model and the one with CSB layers, both copies in eval mode."""
-    dense = copy.deepcopy(model, _detached_weights(model)).eval()
+    dense = copy.deepcopy(model, detached_weights(model)).eval()
     for module in dense.modules():
         for name in ("weight", "bias"):
             if _dense.is_pruned(module, name):

@@ -28,7 +28,7 @@ def scratch_control(
         ValueError: a name in ``masks`` that the model doesn't have, a mask of another shape, or a module with
             parameters of its own but no ``reset_parameters()``.
     """
-    control = copy.deepcopy(model, _detached_weights(model))
+    control = copy.deepcopy(model, detached_weights(model))
     modules = dict(control.named_modules())
     if unknown := [name for name in masks if name not in modules]:
         raise ValueError(f"masks: expected names of the model's layers, got {unknown[0]!r}")
@@ -47,7 +47,7 @@ def scratch_control(
     return control
 
 
-def _detached_weights(model: nn.Module) -> dict[int, Tensor]:
+def detached_weights(model: nn.Module) -> dict[int, Tensor]:
     """A memo for deepcopy, which refuses the results of a forward that nn.utils.prune leaves in its modules."""
     found = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
     return {id(value): value.detach().clone() for value in found if value.grad_fn is not None}
