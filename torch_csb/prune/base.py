@@ -1,4 +1,8 @@
-"""What every pruning method shares: which layers it prunes, its verbs, and how masks are held afterwards."""
+"""What every pruning method shares: which layers it prunes, its verbs, and how masks are held afterwards.
+
+Masks are those of ``torch.nn.utils.prune``. The sparsifiers of ``torch.ao.pruning`` hold theirs as parametrizations,
+which ``sparsify_`` can't read before they are multiplied in, and know nothing of the optimizer.
+"""
 
 from __future__ import annotations
 

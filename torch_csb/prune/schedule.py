@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from torch_csb._progress import progress
 from torch_csb.prune.base import Pruner, install_mask, mask_of, weight_of, zero_outside
 
 
@@ -106,15 +107,17 @@ class ScheduledPruner(Pruner):
     def _advance(self) -> None:
         if not self.schedule.updates(self.t):
             return
-        scores = {name: self._scores(name) for name in self.layers}
+        kept: dict[str, Tensor] = {}
         if self.scope == "global":
-            kept = keep_largest(list(scores.values()), self.schedule.sparsity(self.t))
+            scores = [self._scores(name) for name in self.layers]
+            kept = dict(zip(self.layers, keep_largest(scores, self.schedule.sparsity(self.t)), strict=True))
         else:
-            targets = [self._own.get(name, self.schedule).sparsity(self.t) for name in scores]
-            kept = [keep_largest([score], s)[0] for score, s in zip(scores.values(), targets, strict=True)]
+            for name in progress(list(self.layers), "pruning", "layers", delay=1.0):
+                target = self._own.get(name, self.schedule).sparsity(self.t)
+                (kept[name],) = keep_largest([self._scores(name)], target)
         frozen = self.t >= self.schedule.end
-        for (name, layer), units in zip(self.layers.items(), kept, strict=True):
-            mask = self._expand(name, units) & self._allowed[name]
+        for name, layer in self.layers.items():
+            mask = self._expand(name, kept[name]) & self._allowed[name]
             if frozen:
                 # Nothing returns any more: momentum and weight decay have nothing to move there either.
                 zero_outside(layer, mask, self.optimizer)
