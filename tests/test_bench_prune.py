@@ -120,6 +120,6 @@ def test_verdicts_by_hand() -> None:
     assert prune_summary.mean_std(some("l0", 90, 92, 94), "accuracy_csb") == (92, 2)
     low = some("random", 80, 82, 84)
     # 92 - 2 is above 82 + 2; 84.5 - 0.5 is not.
-    assert prune_summary.verdict(0.9, some("magnitude", 90, 92, 94), low).endswith(" random, outside the error bars")
-    said = prune_summary.verdict(0.9, some("magnitude", 84, 84.5, 85), low)
+    assert prune_summary.verdict(some("magnitude", 90, 92, 94), low).endswith(" random, outside the error bars")
+    said = prune_summary.verdict(some("magnitude", 84, 84.5, 85), low)
     assert said == "90 %: magnitude +2.50 points over random, NOT outside the error bars"

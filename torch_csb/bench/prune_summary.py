@@ -12,6 +12,11 @@ from torch_csb.bench.pruning import BITS, CONTROLS, NAMES, SHARED
 from torch_csb.bench.report import table
 
 Rows = Sequence[dict[str, str]]
+# A method and the control that prunes on the same schedule.
+PAIRS = (("magnitude", "random"), ("magnitude-one-shot", "random-one-shot"))
+# Of the picture's scale, in percent.
+WRONG, LEAST_WRONG = (1, 2, 5, 10, 20, 50, 80), 0.4
+COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "navy", "C9")
 MARKERS = "osD^vP<>X*hpd"
 
 
@@ -30,7 +35,7 @@ def grouped(rows: Rows) -> dict[tuple[str, float], Rows]:
 
 
 def print_tables(rows: Rows) -> None:
-    """Every method at every sparsity, then what magnitude is worth beside random, then bytes."""
+    """Every method at every sparsity, then what magnitude is worth beside chance, then bytes."""
     groups, lines = grouped(rows), []
     for (method, sparsity), group in groups.items():
         line = {"method": method, "sparsity": f"{100 * sparsity:g} %", "seeds": str(len(group))}
@@ -41,16 +46,19 @@ def print_tables(rows: Rows) -> None:
     print("\nheld-out digits classified right, and zeros in the pruned layers; percent, mean ± standard deviation")
     print(table(lines, tuple(vars(lines[0]))))
     for sparsity in sorted({sparsity for _, sparsity in groups}):
-        if {("magnitude", sparsity), ("random", sparsity)} <= groups.keys():
-            print(verdict(sparsity, groups["magnitude", sparsity], groups["random", sparsity]))
+        for pair in PAIRS:
+            found = [groups[method, sparsity] for method in pair if (method, sparsity) in groups]
+            if len(found) == 2:
+                print(verdict(*found))
     _print_bytes({sparsity: group for (method, sparsity), group in groups.items() if method == SHARED})
 
 
-def verdict(sparsity: float, magnitude: Rows, random: Rows) -> str:
-    """Whether magnitude beats random by more than both deviations together, after fine-tuning as CSB."""
-    (high, a), (low, b) = mean_std(magnitude, "accuracy_csb"), mean_std(random, "accuracy_csb")
-    said = f"{100 * sparsity:g} %: magnitude {high - low:+.2f} points over random, "
-    if min(len(magnitude), len(random)) < 2:
+def verdict(method: Rows, control: Rows) -> str:
+    """Whether a method beats its control by more than both deviations together, after fine-tuning as CSB."""
+    (high, a), (low, b) = mean_std(method, "accuracy_csb"), mean_std(control, "accuracy_csb")
+    name, other = method[0]["method"], control[0]["method"]
+    said = f"{100 * float(method[0]['sparsity']):g} %: {name} {high - low:+.2f} points over {other}, "
+    if min(len(method), len(control)) < 2:
         return said + "one seed, so no error bars"
     return said + ("outside" if high - a > low + b else "NOT outside") + " the error bars"
 
@@ -76,13 +84,13 @@ def _plus_minus(rows: Rows, column: str, factor: float = 1.0) -> str:
 
 def draw(rows: Rows, target: Path) -> None:
     """Accuracy over sparsity, after pruning and after fine-tuning as CSB; controls dashed."""
-    figure = pictures.new_figure(13, 6)
+    figure = pictures.new_figure(14, 6.5)
     if figure is None:
         return
     groups = grouped(rows)
     sparsities = sorted({sparsity for _, sparsity in groups})
     methods = list(dict.fromkeys(method for method, _ in groups))
-    dense, _ = mean_std(rows, "accuracy_dense")
+    styles = _styles()
     axes = figure.subplots(1, 2, sharey=True)
     for axis, stage, title in zip(axes, ("pruned", "csb"), ("pruned", "converted and fine-tuned as CSB"), strict=True):
         for i, method in enumerate(methods):
@@ -90,19 +98,30 @@ def draw(rows: Rows, target: Path) -> None:
                 continue
             points = [(at, groups[method, s]) for at, s in enumerate(sparsities) if (method, s) in groups]
             # Side by side, so that error bars don't hide each other.
-            places = [at + 0.8 * ((i + 0.5) / len(methods) - 0.5) for at, _ in points]
+            places = [at + 0.7 * ((i + 0.5) / len(methods) - 0.5) for at, _ in points]
             means, stds = zip(*(mean_std(group, f"accuracy_{stage}") for _, group in points), strict=True)
-            colour, style = f"C{i % 10}", "--" if method in CONTROLS else "-"
-            mark = MARKERS[i % len(MARKERS)]
-            axis.errorbar(places, means, stds, label=method, marker=mark, ms=5, capsize=2, ls=style, lw=1, color=colour)
-        axis.axhline(dense, color="black", linewidth=0.8)
+            wrong = [max(100 - mean, LEAST_WRONG) for mean in means]
+            axis.errorbar(places, wrong, stds, label=method, ms=5, capsize=2, lw=1, **styles[method])
+        axis.axhline(max(100 - mean_std(rows, "accuracy_dense")[0], LEAST_WRONG), color="black", linewidth=0.8)
         axis.set_xticks(range(len(sparsities)), [f"{100 * sparsity:g} %" for sparsity in sparsities])
         axis.set(title=f"{title} (line: dense)", xlabel="zeros in the pruned layers")
         axis.grid(axis="y", alpha=0.3)
+    # Evenly in the logarithm of what is wrong: most methods are told apart between 95 and 99 %.
+    axes[0].set_yscale("log", nonpositive="clip")
+    axes[0].set_yticks(WRONG, [str(100 - wrong) for wrong in WRONG])
+    axes[0].minorticks_off()
+    axes[0].set_ylim(95, LEAST_WRONG)
     axes[0].set_ylabel("held-out digits classified right, %")
     axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    seeds, one = len({row["seed"] for row in rows}), rows[0]
-    figure.suptitle(
-        f"Digits, mean ± std of {seeds} seeds, {one['epochs']} epochs, torch {one['torch']}, {one['commit']}"
-    )
+    what = ", ".join(f"{name} {rows[0][name]}" for name in ("epochs", "torch", "commit"))
+    figure.suptitle(f"Digits, mean ± std of {len({row['seed'] for row in rows})} seeds, {what}")
     pictures.save(figure, target)
+
+
+def _styles() -> dict[str, dict[str, str]]:
+    """Grey and dashed for a control, a colour for each other method."""
+    others = [name for name in NAMES if name not in CONTROLS]
+    styles = {name: {"color": colour, "ls": "-"} for name, colour in zip(others, COLOURS, strict=True)}
+    greys = zip(CONTROLS, ("dimgray", "darkgray", "black"), strict=True)
+    styles |= {name: {"color": grey, "ls": "--"} for name, grey in greys}
+    return {name: {**styles[name], "marker": mark} for name, mark in zip(NAMES, MARKERS, strict=True)}
