@@ -17,7 +17,7 @@ def bench(*arguments: str) -> int:
     return __main__.main(["prune", *common, *arguments])
 
 
-SMALL = ("--seeds", "1", "--epochs", "4", "--sparsity", "0.9")
+SMALL = ("--seeds", "1", "--epochs", "3", "--sparsity", "0.9")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_magnitude_beats_random_and_an_interrupted_run_goes_on(
     magnitude, random = rows()
     assert (magnitude["method"], random["method"]) == ("magnitude", "random")
     for row in (magnitude, random):
-        assert row["commit"] == "abc" and row["epochs"] == "4" and row["achieved_sparsity"] == "0.9"
+        assert row["commit"] == "abc" and row["epochs"] == "3" and row["achieved_sparsity"] == "0.9"
         assert row["bytes_file"] == ""
     assert magnitude["accuracy_dense"] == random["accuracy_dense"] and float(random["accuracy_dense"]) > 60
     assert float(magnitude["accuracy_csb"]) > float(random["accuracy_csb"]) + 10
@@ -81,7 +81,7 @@ def test_controls_and_sharing_start_from_magnitude(capsys: pytest.CaptureFixture
     assert scratch["achieved_sparsity"] == shared["achieved_sparsity"] == magnitude["achieved_sparsity"]
     assert scratch["accuracy_pruned"] != magnitude["accuracy_pruned"]
     sizes = [int(shared[f"bytes_{name}"]) for name in ("dense", "csb", "codes", "file")]
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 20 * sizes[3]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 15 * sizes[3]
     assert "lost at 4 bits" in capsys.readouterr().out
     # On its own it has to make the net of magnitude first, and comes to the same.
     assert bench(*SMALL, "--method", pruning.SHARED) == 0

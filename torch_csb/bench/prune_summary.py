@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from torch_csb.bench import pictures
-from torch_csb.bench.pruning import BITS, CONTROLS, NAMES, SHARED
+from torch_csb.bench.pruning import BITS, CONTROLS, NAMES, SCRATCH, SHARED
 from torch_csb.bench.report import table
 
 Rows = Sequence[dict[str, str]]
-# A method and the control that prunes on the same schedule.
-PAIRS = (("magnitude", "random"), ("magnitude-one-shot", "random-one-shot"))
+# A method and its control: of the random ones that with the same schedule.
+PAIRS = (("magnitude", "random"), ("magnitude-one-shot", "random-one-shot"), ("magnitude", SCRATCH))
 # Of the picture's scale, in percent.
 WRONG, LEAST_WRONG = (1, 2, 5, 10, 20, 50, 80), 0.4
 COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "navy", "C9")
