@@ -152,6 +152,20 @@ def test_a_failing_eval_fn_leaves_masks_modes_and_log_as_they_were(bad):
     assert model.training and pruner.log == []
 
 
+def test_a_failure_in_prepare_leaves_a_model_without_masks_of_its_own():
+    model = Net()
+    prune.random_unstructured(model.mix, "weight", 0.5)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    weight, earlier = model.conv.weight, model.mix.weight_mask.bool().clone()
+    pruner = Coarse(now(0.75), lambda _: float("nan"), generator=seeded())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="eval_fn"):
+            pruner.prepare(model)
+        after = model.state_dict()
+        assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+        assert model.conv.weight is weight and torch.equal(model.mix.weight_mask.bool(), earlier)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"units": "row"}, "units: expected 'feature_map' or 'kernel'"), ({"candidates": 0}, "candidates: expected at")],

@@ -79,10 +79,15 @@ class Pruner(ABC):
             trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             if not any(id(weight_of(layer)) in trained for layer in layers.values()):
                 raise ValueError("optimizer: expected one that trains the model's weights, got one that trains none")
+        tensors = [(layer, tensor) for layer in layers.values() for tensor in ("weight", "bias")]
+        unmasked = [(layer, tensor) for layer, tensor in tensors if not _dense.is_pruned(layer, tensor)]
         self.layers, self.optimizer = layers, optimizer
         try:
             self._attach()
-        except Exception:
+        except BaseException:
+            for layer, tensor in unmasked:
+                if _dense.is_pruned(layer, tensor):
+                    prune.remove(layer, tensor)
             self.layers, self.optimizer = {}, None
             raise
         return self
@@ -127,7 +132,7 @@ class Pruner(ABC):
         return {name: 1.0 - int(mask.sum()) / max(mask.numel(), 1) for name, mask in self.masks.items()}
 
     def _attach(self) -> None:
-        """Prepares ``self.layers``; on an error it leaves them as they were."""
+        """Prepares ``self.layers``; on an error it leaves them as they were, but for masks without a zero."""
         for layer in self.layers.values():
             install_mask(layer, mask_of(layer))
 

@@ -73,6 +73,8 @@ class L0(LearnedPruner):
     :meth:`finish` it is multiplied in, and weights with a gate of 0 are pruned. The loss is the mean over a batch +
     :meth:`penalty`, the penalty being ``weight`` · ramp · Σ P(z ≠ 0) (:func:`open_probability`).
 
+    :meth:`cut` moves the threshold to where a sparsity is reached that is asked for.
+
     Args:
         weight: factor of the expected L0 norm, what one open gate costs; larger is sparser.
         warmup: (begin, end) in steps: the factor is 0 up to ``begin`` and grows linearly to ``weight`` at ``end``.

@@ -64,6 +64,8 @@ class VariationalDropout(LearnedPruner):
     weight is θ where log α < ``threshold``, else 0. The loss is the mean over a batch + :meth:`penalty`, the penalty
     being ``weight`` · ramp · Σ KL(α) (:func:`kl_divergence`).
 
+    :meth:`cut` moves the threshold to where a sparsity is reached that is asked for.
+
     Args:
         weight: factor of the KL divergence. The evidence lower bound of N training examples has 1/N; larger is sparser.
         warmup: (begin, end) in steps: the factor is 0 up to ``begin`` and grows linearly to ``weight`` at ``end``.
