@@ -73,6 +73,16 @@ def test_a_run_repeats_and_reaches_its_sparsity(method: str, monkeypatch: pytest
     assert first["achieved_sparsity"] == pytest.approx(0.8, abs=0.01)
 
 
+def test_what_is_fine_tuned_is_csb_where_it_was_pruned() -> None:
+    runs = pruning.Runs(prune.digits.load("cpu"), 1, 0)
+    runs.run("magnitude", 0.3)
+    (model, masks), *_ = runs._magnitude.values()
+    assert {name: type(layer).__name__ for name, layer in model.named_children()} == {
+        "stem": "Conv2d", "widen": "CSBConv2d", "mix": "CSBConv2d", "hidden": "CSBLinear", "classifier": "Linear"
+    }  # fmt: skip
+    assert all(model.get_submodule(name).nnz == mask.sum() for name, mask in masks.items())
+
+
 def test_controls_and_sharing_start_from_magnitude(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("magnitude", pruning.SCRATCH, pruning.SHARED)
     assert bench(*SMALL, *(word for name in names for word in ("--method", name))) == 0

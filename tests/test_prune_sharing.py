@@ -110,6 +110,15 @@ def test_an_optimizer_moves_centroids(make):
     assert len(layer.values.grad.unique()) > 8 + 1
 
 
+def test_values_that_are_few_stay_as_they_are():
+    dense = torch.zeros(20, 20)
+    dense[3, 4:7] = torch.tensor([0.1, -0.7, 3.0])
+    model = layer_of(CSBMatrix.from_dense(dense))
+    sharing = share_(model, 2)
+    sharing.step()
+    assert torch.equal(model["fc"].matrix.to_dense(), dense)
+
+
 def test_share_refuses_what_it_cannot_do_and_changes_nothing():
     model = sparse_net()
     before = state_of(model)
