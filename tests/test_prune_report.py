@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils import prune
 
 import torch_csb
@@ -193,6 +194,16 @@ def test_sparsify_takes_the_masks():
     assert [row.name for row in torch_csb.sparsify_(model).converted] == ["mix", "head"]
     torch.testing.assert_close(model(x), expected)
     assert model.head.nnz == masks["head"].sum() and model.mix.nnz == masks["mix"].sum()
+
+
+def test_sparsify_takes_the_zeros_of_torch_ao_pruning():
+    model = Net()
+    sparsifier = WeightNormSparsifier(sparsity_level=0.9, sparse_block_shape=(1, 1))
+    sparsifier.prepare(model, [{"tensor_fqn": "head.weight"}])
+    sparsifier.step()
+    sparsifier.squash_mask()
+    assert [row.name for row in torch_csb.sparsify_(model).converted] == ["head"]
+    assert model.head.nnz == 120
 
 
 def test_pruning_goes_on_inside_torch_compile():
