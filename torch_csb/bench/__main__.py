@@ -6,9 +6,9 @@ import argparse
 import sys
 import warnings
 
-from torch_csb.bench import model, overhead, pack, plot, profile, regimes, repeat, step, summary
+from torch_csb.bench import model, overhead, pack, plot, profile, prune, regimes, repeat, step, summary
 
-TOOLS = (model, step, profile, repeat, summary, plot, overhead, pack)
+TOOLS = (model, step, prune, profile, repeat, summary, plot, overhead, pack)
 
 
 def main(arguments: list[str]) -> int:

@@ -25,7 +25,7 @@ class Choice:
         min_sparsity: float | str,
     ) -> None:
         self._filter = filter_fn
-        self._excluded = _excluded(model, exclude)
+        self._excluded = excluded_modules(model, exclude)
         self._shared = shared_weights(model)
         self._attention = {
             id(child)
@@ -50,7 +50,7 @@ class Choice:
         return self._shared.get(id(_dense.weight_parameter(module)))
 
 
-def _excluded(model: nn.Module, exclude: str | nn.Module | Iterable[str | nn.Module]) -> set[int]:
+def excluded_modules(model: nn.Module, exclude: str | nn.Module | Iterable[str | nn.Module]) -> set[int]:
     items = [exclude] if isinstance(exclude, (str, nn.Module)) else list(exclude)
     named = list(model.named_modules(remove_duplicate=False))
     roots: list[nn.Module] = []
