@@ -104,8 +104,6 @@ std::string name_of(CudaKernel kernel) {
       return "narrow";
     case CudaKernel::kWide:
       return "wide";
-    case CudaKernel::kRows:
-      return "rows";
     case CudaKernel::kPanel:
       return "panel";
   }
