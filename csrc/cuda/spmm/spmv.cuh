@@ -103,15 +103,17 @@ class Spmv {
       batch.stored = problem_.w.blk_ptr[block + 1] - batch.begin;
       batch.padding = problem_.w.blk_pad[block];
       // The block's part of x, so that the first gather from it finds it near.
-      prefetch(static_cast<const T*>(problem_.x.data) + (int64_t(position - strip_begin) << kShift));
+      prefetch((position - strip_begin) << kShift);
     }
     return batch;
   }
 
-  static __device__ __forceinline__ void prefetch(const T* x) {
+  __device__ __forceinline__ void prefetch(int32_t feature) const {
+    constexpr int32_t kLine = 128 / sizeof(T);
 #pragma unroll
-    for (int line = 0; line < static_cast<int>(64 * sizeof(T)); line += 128) {
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(reinterpret_cast<const char*>(x) + line));
+    for (int32_t line = 0; line < 64; line += kLine) {
+      if (feature + line >= problem_.in_features()) break;
+      asm volatile("prefetch.global.L1 [%0];" ::"l"(static_cast<const T*>(problem_.x.data) + feature + line));
     }
   }
 
