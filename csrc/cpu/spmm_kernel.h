@@ -1,17 +1,20 @@
 #pragma once
 
 #include "cpu/numeric.h"
+#include "cpu/spmv_kernel.h"
 
 // One block times one packed tile. Kernel header: see kernel_prelude.h.
 //
 //   F: out[row] += value * in[col]        T: out[col] += value * in[row]        rows of `width` columns
 //
-// Two ways to walk the entries (row-major in the block):
+// Ways to walk the entries (row-major in the block):
 //   scatter_block  adds every entry to its output row in memory. Entries that follow each other in T meet different
 //                  output rows, so nothing waits. In F they meet the same one, so F walks several parts of the block
 //                  side by side.
 //   row_block      F, wide tiles, long rows: keeps the output row in registers for as long as the row lasts. A row's
 //                  end is a mispredicted branch, which short rows don't repay.
+//   turns_block    the same for narrow tiles and longer rows yet.
+//   column_block   a single column, in spmv_kernel.h.
 namespace csb::cpu::CSB_CPU_ISA {
 
 template <typename C>
@@ -89,8 +92,35 @@ void row_block(const uint16_t* codes, const C* values, int32_t count, int32_t bl
   }
 }
 
+// The same for narrow tiles, where one row of sums would wait for itself: four take turns.
+template <typename C, int kWidth>
+void turns_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
+                 C* __restrict out) {
+  static_assert(kWidth <= kLanes<C> && kWidth > 1, "a row of the tile is one vector");
+  using V = Vector<C, kWidth>;
+  const uint32_t col_mask = (1u << block_shift) - 1;
+  int32_t e = 0;
+  while (e < count) {
+    const uint32_t row = codes[e] >> block_shift;
+    const uint32_t flip = static_cast<uint32_t>(swizzle(static_cast<int32_t>(row), block_shift));
+    const auto term = [&](int32_t at) {
+      return load_vector<V>(in + ((codes[at] & col_mask) ^ flip) * kWidth) * values[at];
+    };
+    V sum[4] = {};
+    // Rows ascend: where the fourth entry is of this row, all four are.
+    for (; e + 4 <= count && static_cast<uint32_t>(codes[e + 3]) >> block_shift == row; e += 4) {
+      CSB_UNROLL
+      for (int turn = 0; turn < 4; ++turn) sum[turn] += term(e + turn);
+    }
+    for (; e < count && static_cast<uint32_t>(codes[e]) >> block_shift == row; ++e) sum[0] += term(e);
+    C* to = out + row * kWidth;
+    store_vector(load_vector<V>(to) + ((sum[0] + sum[1]) + (sum[2] + sum[3])), to);
+  }
+}
+
 constexpr int kForwardParts = 4;  // covers the latency of a load, multiply, add and store
 constexpr int32_t kLongRow = 16;  // entries
+constexpr int32_t kTurnsRow = 32;
 
 template <typename C, int kWidth>
 void forward_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
@@ -100,11 +130,20 @@ void forward_block(const uint16_t* codes, const C* values, int32_t count, int32_
       return;
     }
   }
+  if constexpr (kWidth > 1 && kWidth <= kLanes<C>) {
+    if (count >= (kTurnsRow << block_shift)) {
+      turns_block<C, kWidth>(codes, values, count, block_shift, in, out);
+      return;
+    }
+  }
   scatter_block<C, kWidth, false, kForwardParts>(codes, values, count, block_shift, in, out);
 }
 
 template <typename C, int kWidth>
 BlockKernel<C> block_kernel(bool transposed) {
+#if defined(__x86_64__) && CSB_VECTOR_BYTES == 64
+  if constexpr (kWidth == 1 && std::is_same_v<C, float>) return transposed ? column_block<true> : column_block<false>;
+#endif
   return transposed ? scatter_block<C, kWidth, true, 1> : forward_block<C, kWidth>;
 }
 
