@@ -5,6 +5,9 @@
 #define CSB_CPU_ISA isa_avx512
 #define CSB_VECTOR_BYTES 64
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // set off by GCC 12's own intrinsics
+#endif
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))), \
                              apply_to = function)
