@@ -29,10 +29,15 @@ class Narrow {
 
  public:
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kThreadBlocks = 4;
+  static constexpr int kThreadBlocks = kTileN == 8 ? 4 : 3;
 
   struct alignas(128) Shared {
     uint16_t tile[kWarps][64 * 64 + 64];
+    // What the thread block works on, kept here because registers are short.
+    int32_t item;
+    int32_t rank;   // within the cluster
+    int32_t first;  // block positions
+    int32_t last;
   };
 
   __device__ __forceinline__ Narrow(const SpmmProblem& problem, const NarrowLaunch& launch, Shared& shared)
@@ -47,21 +52,26 @@ class Narrow {
     wait_for_previous_kernel();
     allow_dependent_kernel();
     const int32_t item = static_cast<int32_t>(blockIdx.x) / launch_.cluster;
-    rank_ = static_cast<int32_t>(blockIdx.x) % launch_.cluster;
-    int32_t first = item * blocks_, last = first + blocks_, strip = item, last_strip = item;
+    int32_t first = item * blocks_, last = first + blocks_, strip = item;
     if (launch_.split_strips) {
       first = problem_.units[item];
       last = problem_.units[item + 1];
       if (first >= last) return;
       strip = first / blocks_;
-      last_strip = (last - 1) / blocks_;
     }
-    for (; strip <= last_strip; ++strip) {
-      const int32_t strip_begin = strip * blocks_;
+    if (threadIdx.x == 0) {
+      shared_.item = item;
+      shared_.rank = static_cast<int32_t>(blockIdx.x) % launch_.cluster;
+      shared_.first = first;
+      shared_.last = last;
+    }
+    __syncthreads();
+    do {
       float sum[4][kColTiles][4] = {};
-      add_blocks(sum, max_of(first, strip_begin), min_of(last, strip_begin + blocks_), strip_begin);
-      store(sum, strip, item, first <= strip_begin && strip_begin + blocks_ <= last);
-    }
+      add_blocks(sum, strip);
+      store(sum, strip);
+      ++strip;
+    } while (launch_.split_strips && strip * blocks_ < shared_.last);
   }
 
  private:
@@ -90,50 +100,45 @@ class Narrow {
   // This warp's blocks of a run, the empty ones left out, 32 pointers at a time.
   struct Walk {
     const SpmmProblem& problem;
-    int32_t stride;    // from a block of this warp to its next
-    int32_t position;  // of lane 0's next pointer
+    int32_t strip;
+    int32_t stride;  // from a block of this warp to its next
+    int32_t at;      // within the strip, of lane 0's next pointer
     int32_t last;
-    int32_t strip_begin;
-    int32_t base = 0;  // position of lane 0's current pointer
+    int32_t base = 0;  // within the strip, of lane 0's current pointer
     int32_t begin = 0, end = 0;
-    int32_t next_begin = 0, next_end = 0;
     unsigned pending = 0;
     int32_t offset = 0;
 
-    __device__ __forceinline__ Walk(const SpmmProblem& problem, int32_t first, int32_t last, int32_t strip_begin,
+    __device__ __forceinline__ Walk(const SpmmProblem& problem, int32_t strip, int32_t first, int32_t last,
                                     int32_t rank, int32_t cluster)
         : problem(problem),
+          strip(strip),
           stride(kWarps * cluster),
-          position(first + rank * kWarps + warp_idx()),
-          last(last),
-          strip_begin(strip_begin) {
-      read();
-    }
+          at(first + rank * kWarps + warp_idx()),
+          last(last) {}
 
     __device__ __forceinline__ void read() {
-      const int32_t at = position + stride * lane_idx();
-      next_begin = next_end = 0;
-      if (at < last) {
-        const int32_t block = problem.block_at(at);
-        next_begin = problem.w.blk_ptr[block];
-        next_end = problem.w.blk_ptr[block + 1] - problem.w.blk_pad[block];
+      const int32_t in_block = at + stride * lane_idx();
+      begin = end = 0;
+      if (in_block < last) {
+        const int32_t block = kTransposed ? in_block * problem.w.kb + strip : strip * problem.w.kb + in_block;
+        begin = problem.w.blk_ptr[block];
+        end = problem.w.blk_ptr[block + 1] - problem.w.blk_pad[block];
       }
     }
 
     __device__ __forceinline__ bool next(Step& step) {
       while (pending == 0) {
-        if (position >= last) return false;
-        base = position;
-        begin = next_begin;
-        end = next_end;
-        pending = __ballot_sync(kFullWarp, begin < end);
-        position += 32 * stride;
+        if (at >= last) return false;
+        base = at;
         read();
+        pending = __ballot_sync(kFullWarp, begin < end);
+        at += 32 * stride;
       }
       const int source = __ffs(static_cast<int>(pending)) - 1;
       step.begin = __shfl_sync(kFullWarp, begin, source) + offset;
       const int32_t rest = __shfl_sync(kFullWarp, end, source) - step.begin;
-      step.block = base + stride * source - strip_begin;
+      step.block = base + stride * source;
       step.first = offset == 0;
       step.last = rest <= kStep;
       step.count = min_of(rest, kStep);
@@ -146,9 +151,10 @@ class Narrow {
     }
   };
 
-  __device__ __forceinline__ void add_blocks(float (&sum)[4][kColTiles][4], int32_t first, int32_t last,
-                                             int32_t strip_begin) {
-    Walk walk(problem_, first, last, strip_begin, rank_, launch_.cluster);
+  __device__ __forceinline__ void add_blocks(float (&sum)[4][kColTiles][4], int32_t strip) {
+    const int32_t strip_begin = strip * blocks_;
+    Walk walk(problem_, strip, max_of(0, shared_.first - strip_begin), min_of(blocks_, shared_.last - strip_begin),
+              shared_.rank, launch_.cluster);
     Step step;
     bool more = walk.next(step);
     Entries entries;
@@ -253,7 +259,7 @@ class Narrow {
       const int32_t column = 8 * j + lane_idx() / 4;
       const uint16_t* data = static_cast<const uint16_t*>(problem_.x.data) + feature;
       const bool inside = column < problem_.x.columns;
-      if (inside) data += problem_.x.column_offset(column);
+      if (inside) data += column * problem_.x.stride[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         x.part[j][h] = {0, 0, 0, 0};
@@ -331,7 +337,8 @@ class Narrow {
   }
 
   // Adds up the four warps' sums and hands them over. The tiles lend their memory and are zero again.
-  __device__ __forceinline__ void store(const float (&sum)[4][kColTiles][4], int32_t strip, int32_t item, bool whole) {
+  __device__ __forceinline__ void store(const float (&sum)[4][kColTiles][4], int32_t strip) {
+    const bool whole = shared_.first <= strip * blocks_ && strip * blocks_ + blocks_ <= shared_.last;
     const int32_t g = out_row(lane_idx() / 4), t = lane_idx() % 4;
     float* out = reinterpret_cast<float*>(tile_);
 #pragma unroll
@@ -355,12 +362,12 @@ class Narrow {
       } else if (whole) {
         write(feature, column, total);
       } else {
-        static_cast<float*>(problem_.partials)[(int64_t(item + strip) * 64 + row) * columns + column] = total;
+        static_cast<float*>(problem_.partials)[(int64_t(shared_.item + strip) * 64 + row) * columns + column] = total;
       }
     }
     if (launch_.cluster > 1) {
       cluster_sync();
-      for (int32_t column = threadIdx.x / 64 + kThreads / 64 * rank_; column < columns;
+      for (int32_t column = threadIdx.x / 64 + kThreads / 64 * shared_.rank; column < columns;
            column += kThreads / 64 * launch_.cluster) {
         float total = 0;
         for (int32_t rank = 0; rank < launch_.cluster; ++rank) {
@@ -377,7 +384,7 @@ class Narrow {
   __device__ __forceinline__ void write(int32_t feature, int32_t column, float total) const {
     if (feature >= problem_.out_features()) return;
     const Epilogue<Scalar> epilogue = epilogue_of<Scalar>(problem_);
-    static_cast<Scalar*>(problem_.y.data)[feature * problem_.y.stride_f + problem_.y.column_offset(column)] =
+    static_cast<Scalar*>(problem_.y.data)[feature * problem_.y.stride_f + column * problem_.y.stride[2]] =
         epilogue.finish(total, epilogue.bias_of(feature));
   }
 
@@ -386,7 +393,6 @@ class Narrow {
   Shared& shared_;
   uint16_t* tile_;
   int32_t blocks_;
-  int32_t rank_ = 0;  // within the cluster
 };
 
 // grid.x = units or strips.

@@ -10,7 +10,8 @@ namespace csb::cuda {
 cudaError_t launch_narrow_bf16(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream);
 cudaError_t launch_narrow_fp16(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream);
 
-// Whether X stands as the kernel reads it: features last, in 16-byte pieces; block_size 64.
+// Whether the tensors stand as the kernel reads them: X features last, in 16-byte pieces; columns equally far
+// apart; block_size 64.
 bool narrow_fits(const SpmmProblem& problem);
 
 // Y = act(op(W) . X + bias) for at most config.tile_n = 8 or 16 columns, kBFloat16 or kFloat16, where
