@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compressed_cases import Net, assert_same_state, layer_of, sparse_net, state_of
+from compressed_cases import assert_same_state, layer_of, state_of
+from small_net import Net, sparse_net
 from torch import nn
 
 from torch_csb import CSBMatrix, sparsify_

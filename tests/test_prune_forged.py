@@ -8,7 +8,8 @@ import struct
 import zlib
 
 import pytest
-from compressed_cases import Net, assert_same_state, sparse_net, state_of
+from compressed_cases import assert_same_state, state_of
+from small_net import Net, sparse_net
 from torch import nn
 
 from torch_csb.prune import load_compressed, save_compressed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compressed_cases import Net, assert_same_state, bits_of, layer_of, sparse_net, state_of
+from compressed_cases import assert_same_state, bits_of, layer_of, state_of
+from small_net import Net, sparse_net
 from torch import nn
 from torch.nn import functional as F
 
