@@ -15,12 +15,11 @@ constexpr int64_t kMaxPartialBytes = 64 * kMebi;
 constexpr int64_t kMinSplitColumns = 256;
 constexpr int64_t kMaxColumnSplits = 16;
 
-// With fewer the tile kernel's narrower tiles waste less.
-constexpr int64_t kMinWideColumns = 17;
-
 constexpr int64_t kMaxCluster = 8;
 // Of larger patterns clusters leave multiprocessors idle at the end for longer than a join takes.
 constexpr int64_t kMaxClusterBlocks = 32768;
+
+constexpr int64_t kMaxNarrowRowsColumns = 512;
 
 bool is_16_bit(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
 
@@ -71,23 +70,47 @@ SplitChoice choose_split(CudaKernel kernel, DType dtype, int32_t block_shift, in
                      : "gather: work units balanced by nonzeros, because whole strips leave the chip idle"};
 }
 
-// With one column a call takes microseconds, and a second kernel that joins shared strips is a good part of
+// Two strips share X in a tile of 256 columns, where the chip is full of them.
+CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, int32_t multiprocessors) {
+  if (ceil_div(strips, 2) * ceil_div<int64_t>(columns, 256) >= multiprocessors && columns > kMaxNarrowRowsColumns) {
+    return {CudaKernel::kRows, 256, false, 1,
+            "rows: rows of Y stay in registers while other warps sort their entries; pairs of strips fill the chip"};
+  }
+  const bool whole = 2 * strips * ceil_div<int64_t>(columns, 64) >= 3 * multiprocessors;
+  const bool fits = (int64_t{num_units} + strips) * columns * 64 * 4 <= kMaxPartialBytes;
+  if (whole || num_units <= 1 || !fits) {
+    return {CudaKernel::kRows, 64, false, 1,
+            "rows: rows of Y stay in registers while other warps sort their entries; a thread block walks a strip"};
+  }
+  return {CudaKernel::kRows, 64, true, 1,
+          "rows: rows of Y stay in registers while other warps sort their entries; work units balanced by nonzeros"};
+}
+
+// With few columns a call takes microseconds, and a second kernel that joins shared strips is a good part of
 // them. Where strips are even the thread blocks of a cluster share one and join it themselves; a pattern
 // of very many blocks is better cut into units, whose borders need not be those of strips.
-CudaSpmmConfig choose_spmv(DType dtype, int32_t strips, int32_t blocks_per_strip, int32_t num_units, const Chip& chip) {
-  const bool small_sums = is_16_bit(dtype);
+CudaSpmmConfig choose_few_columns(CudaKernel kernel, DType dtype, int32_t strips, int32_t blocks_per_strip,
+                                  int32_t num_units, int32_t tile_n, const Chip& chip) {
+  const bool spmv = kernel == CudaKernel::kSpmv;
+  const bool small_sums = spmv && is_16_bit(dtype);
   const int64_t thread_blocks = chip.multiprocessors * (small_sums ? 4 : 3);
   int64_t cluster = min_of<int64_t>(kMaxCluster, thread_blocks / max_of(1, strips));
   if (!small_sums) cluster = cluster / 2 * 2;
   const bool small = int64_t{strips} * blocks_per_strip <= kMaxClusterBlocks;
-  if (chip.hopper && small && num_units % 2 == 0 && cluster >= 2) {
-    return {CudaKernel::kSpmv, 1, false, static_cast<int32_t>(cluster),
-            "spmv: every lane has sums of its own; the strips are even, a cluster shares one"};
+  const bool quick = spmv || is_16_bit(dtype);  // so that what a join costs is seen
+  if (chip.hopper && quick && small && num_units % 2 == 0 && cluster >= 2) {
+    return {kernel, tile_n, false, static_cast<int32_t>(cluster),
+            spmv ? "spmv: every lane has sums of its own; the strips are even, a cluster shares one"
+                 : "narrow: a warp expands a block alone and multiplies it; the strips are even, a cluster shares one"};
   }
   if (num_units > 1) {
-    return {CudaKernel::kSpmv, 1, true, 1, "spmv: every lane has sums of its own; work units balanced by nonzeros"};
+    return {kernel, tile_n, true, 1,
+            spmv ? "spmv: every lane has sums of its own; work units balanced by nonzeros"
+                 : "narrow: a warp expands a block alone and multiplies it; work units balanced by nonzeros"};
   }
-  return {CudaKernel::kSpmv, 1, false, 1, "spmv: every lane has sums of its own; one work unit, nothing to split"};
+  return {kernel, tile_n, false, 1,
+          spmv ? "spmv: every lane has sums of its own; one work unit, nothing to split"
+               : "narrow: a warp expands a block alone and multiplies it; one work unit, nothing to split"};
 }
 
 }  // namespace
@@ -96,12 +119,19 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
                                 const Chip& chip, const Operands& operands) {
   const PanelChoice panel = choose_spmm_panel(dtype, block_shift, columns, chip.multiprocessors, operands.panel);
   if (panel.features > 0) return {CudaKernel::kPanel, panel.features, false, 1, panel.reason};
-  if (operands.pieces && block_shift == 6 && columns == 1) {
-    return choose_spmv(dtype, strips, operands.blocks_per_strip, num_units, chip);
+  if (operands.pieces && block_shift == 6) {
+    const int32_t blocks = operands.blocks_per_strip;
+    if (columns == 1) return choose_few_columns(CudaKernel::kSpmv, dtype, strips, blocks, num_units, 1, chip);
+    if (columns <= narrow_columns(dtype)) {
+      return choose_few_columns(CudaKernel::kNarrow, dtype, strips, blocks, num_units, 8, chip);
+    }
   }
-  if (operands.pieces && chip.hopper && tensor_cores_fit(dtype, block_shift) && columns >= kMinWideColumns) {
+  if (operands.pieces && chip.hopper && tensor_cores_fit(dtype, block_shift) && columns > narrow_columns(dtype)) {
     return {CudaKernel::kWide, 64, false, 1,
             "wide: warps that expand blocks of four strips feed warps that multiply; a cluster joins its sums"};
+  }
+  if (dtype == DType::kFloat32 && block_shift == 6 && columns > narrow_columns(dtype)) {
+    return choose_rows(strips, num_units, columns, chip.multiprocessors);
   }
   const CudaKernel kernel = tensor_cores_fit(dtype, block_shift) ? CudaKernel::kTile : CudaKernel::kGather;
   const int32_t tile_n = spmm_tile_n(kernel, dtype, columns);

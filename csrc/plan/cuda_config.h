@@ -9,8 +9,12 @@ enum class CudaKernel : int32_t {
   kGather,  // multiplies only the stored entries, on CUDA cores; every dtype and block size
   kTile,    // expands a block into a shared-memory tile for the tensor cores; 16-bit, block_size 64
   kSpmv,    // one column: sums of its own for every lane; blocks of 64
+  kNarrow,  // 2 columns to narrow_columns(): a warp expands a block alone, in 16 bit for the tensor cores; float32 and
+            // 16-bit, blocks of 64
   kWide,    // 17 columns and more: warps that expand blocks of four strips feed warps that multiply; 16-bit,
             // blocks of 64, Hopper
+  kRows,    // more columns than kNarrow: rows of Y in registers, their entries sorted by other warps; float32,
+            // blocks of 64
   kPanel,   // expands panels of W in device memory for the library's dense product; see plan/panel.h
 };
 
@@ -29,6 +33,10 @@ struct CudaSddmmConfig {
   const char* reason;
 };
 
+constexpr int64_t narrow_columns(DType dtype) {
+  return dtype == DType::kFloat64 ? 0 : dtype == DType::kFloat32 ? 16 : 8;
+}
+
 struct Chip {
   int32_t multiprocessors;
   bool hopper;  // compute capability 9.0: clusters of thread blocks
@@ -37,7 +45,8 @@ struct Chip {
 // What the tensors of a product allow, beyond their sizes.
 struct Operands {
   int32_t blocks_per_strip = 0;
-  bool pieces = false;  // values, and a single column of x, can be read as the newer kernels do
+  bool pieces = false;  // values, and in 16 bit for up to narrow_columns() x along its features, can be read 16 bytes
+                        // at a time
   PanelOffer panel;
 };
 

@@ -100,8 +100,12 @@ std::string name_of(CudaKernel kernel) {
       return "tile";
     case CudaKernel::kSpmv:
       return "spmv";
+    case CudaKernel::kNarrow:
+      return "narrow";
     case CudaKernel::kWide:
       return "wide";
+    case CudaKernel::kRows:
+      return "rows";
     case CudaKernel::kPanel:
       return "panel";
   }

@@ -1,6 +1,8 @@
 #include "cuda/device/launch.cuh"
 #include "cuda/spmm/gather.h"
 #include "cuda/spmm/join.h"
+#include "cuda/spmm/narrow.h"
+#include "cuda/spmm/rows.h"
 #include "cuda/spmm/spmm.h"
 #include "cuda/spmm/spmv.h"
 #include "cuda/spmm/tile.h"
@@ -20,6 +22,12 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
     case plan::CudaKernel::kSpmv:
       return dispatch_dtype(
           problem.dtype, [&](auto tag) { return launch_spmv<typename decltype(tag)::type>(problem, config, stream); });
+    case plan::CudaKernel::kNarrow:
+      return launch_narrow(problem, config, stream);
+    case plan::CudaKernel::kRows:
+      if (problem.dtype != DType::kFloat32) break;
+      return launch_rows<float>(problem, config.tile_n == 256 ? RowsTile::k2x256 : RowsTile::k1x64, config.split_strips,
+                                stream);
     case plan::CudaKernel::kWide:
       return launch_wide(problem, stream);
     case plan::CudaKernel::kPanel:
@@ -30,7 +38,10 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
 
 }  // namespace
 
-bool in_pieces(const SpmmProblem& problem) { return problem.y.columns == 1 ? spmv_fits(problem) : wide_fits(problem); }
+bool in_pieces(const SpmmProblem& problem) {
+  if (problem.y.columns == 1) return spmv_fits(problem);
+  return problem.y.columns <= plan::narrow_columns(problem.dtype) ? narrow_fits(problem) : wide_fits(problem);
+}
 
 cudaError_t spmm(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream) {
   plan::CudaSpmmConfig checked = config;
