@@ -49,7 +49,10 @@ def _serve(rank: int, device: str, pipe: Connection) -> None:
 
 
 class Ranks:
-    """``run(function, *arguments)`` calls ``function(device, *arguments)`` on both ranks and returns both results."""
+    """``run(function, *arguments)`` calls ``function(device, *arguments)`` on both ranks and returns both results.
+
+    Results are numbers and text, not tensors. What a rank raises, the test raises.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -99,8 +102,11 @@ class Ranks:
             process.start()
             end.close()
 
-    def stop(self) -> None:
+    def stop(self, *, at_once: bool = True) -> None:
         for process, pipe in zip(self._processes, self._pipes if self._processes else (), strict=True):
+            if not at_once:
+                pipe.send(None)
+                process.join(10)
             process.kill()
             process.join()
             pipe.close()

@@ -36,9 +36,10 @@ class CSBColwiseParallel(ColwiseParallel):
 class CSBRowwiseParallel(RowwiseParallel):
     """:class:`~torch.distributed.tensor.parallel.RowwiseParallel` that splits a CSBLinear by input features as well.
 
-    Rank r of p keeps the columns of W that ``torch.chunk(W, p, 1)[r]`` would hold: ``y = act(Σ_r x_r W_rᵀ + b)``. The sum
-    is made by one all-reduce (or reduce-scatter, by ``output_layouts``); bias and activation follow it, once. An input
-    that is no DTensor is this rank's ``torch.chunk(x, p, -1)[r]``. The rest is as for :class:`CSBColwiseParallel`.
+    Rank r of p keeps the columns of W that ``torch.chunk(W, p, 1)[r]`` would hold: ``y = act(Σ_r x_r W_rᵀ + b)``. The
+    sum is made by one all-reduce (or reduce-scatter, by ``output_layouts``); bias and activation follow it, once. An
+    input that is no DTensor is this rank's ``torch.chunk(x, p, -1)[r]``. The rest is as for
+    :class:`CSBColwiseParallel`.
     """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
