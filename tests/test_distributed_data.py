@@ -266,6 +266,15 @@ def fsdp_resume(device, path):
     train(model, optimizer, x, factor, 2)
     state, moments = get_state_dict(model, optimizer)
     dcp.save({"model": state, "optimizer": moments}, checkpoint_id=path)
+    if dist.get_rank() == 0:  # Alone, without a process group's help.
+        single = Net().to(device)
+        state = {"model": single.state_dict()}
+        dcp.load(state, checkpoint_id=path, no_dist=True)
+        single.load_state_dict(state["model"])
+        torch_csb.save(single, f"{path}/single.safetensors")
+    expected = full_state_dict(model)
+    if dist.get_rank() == 0:
+        assert_same_bits(single.state_dict(), expected)
     train(model, optimizer, x, factor, 2)
     other = Net()
     other.up.values.data.zero_()
@@ -330,6 +339,41 @@ def fsdp_whole(device, path):
     assert torch.equal(other.up.values.to_local(), local["up.values"])
     refused("up.values: expected a whole tensor", denser.load_state_dict, other.state_dict(), error=RuntimeError)
     assert other(numbers(BATCH, 33, seed=1, device=device)).shape == (BATCH, 21)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 24)
+        self.fc = sparse(24, 24, 0)
+        self.again = self.fc
+        self.out = nn.Linear(24, 10, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.out(self.again(self.fc(self.embed(x))))
+
+
+def tied(device, path):
+    model = Tied().to(device)
+    expected = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    prepare_(model)
+    fully_shard(model.fc)
+    state = full_state_dict(fully_shard(model))
+    if dist.get_rank() == 0:
+        assert_same_bits(state, expected)
+        assert state["out.weight"].data_ptr() == state["embed.weight"].data_ptr()
+        assert state["again.values"].data_ptr() == state["fc.values"].data_ptr()
+        torch_csb.save(state, f"{path}/tied.safetensors")
+        torch_csb.load_into(Tied(), f"{path}/tied.safetensors")
+    layer = sparse(24, 24, 0).to(device)
+    assert prepare_(layer).layers == ("",)
+    state = full_state_dict(fully_shard(layer))
+    assert list(state) == ([] if dist.get_rank() else ["values", "bias", "codes", "blk_ptr", "blk_pad", "layout"])
+
+
+def test_tied_weights_and_shared_layers_stay_one(ranks, tmp_path):
+    ranks.run(tied, str(tmp_path))
 
 
 def test_a_sharded_model_gives_and_takes_whole_states(ranks, tmp_path):

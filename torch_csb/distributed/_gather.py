@@ -22,7 +22,7 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """
     keep = dist.get_rank() == 0
     parts = {
-        f"{name}.".lstrip("."): module
+        name: module
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, TensorParallelCSBLinear)
     }
@@ -30,8 +30,8 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     seen: dict[int, Tensor] = {}
     whole: dict[str, Tensor] = {}
     for key, tensor in model.state_dict(keep_vars=True).items():
-        prefix, _, name = key.rpartition(".")
-        module = parts.get(f"{prefix}.".lstrip("."))
+        owner, _, name = key.rpartition(".")
+        module = parts.get(owner)
         if module is not None:
             if id(module) not in layers:
                 state = module.gather().state_dict()

@@ -69,9 +69,7 @@ class TensorParallelCSBLinear(CSBLinear):
             features = self._output_layouts[0] in (Shard(-1), Shard(last))
             bias = self.bias.redistribute(placements=(Shard(0) if features else Replicate(),))
             y = y + bias.to(y.dtype)
-        if self.activation is not None:
-            y = _ACTIVATIONS[self.activation](y)
-        return self._output(y)
+        return self._output(y, self.activation)
 
     def _distributed(self, x: Tensor | DTensor) -> DTensor:
         if isinstance(x, DTensor):
@@ -82,9 +80,16 @@ class TensorParallelCSBLinear(CSBLinear):
         shape = torch.Size((*x.shape[:-1], self.in_features))
         return DTensor.from_local(x, self._mesh, self._input_layouts, shape=shape, stride=_contiguous(shape))
 
-    def _output(self, y: DTensor) -> Tensor | DTensor:
+    def _output(self, y: DTensor, activation: str | None = None) -> Tensor | DTensor:
         y = y.redistribute(placements=self._output_layouts)
-        return y.to_local() if self._use_local_output else y
+        if activation is None and not self._use_local_output:
+            return y
+        local = y.to_local()
+        if activation is not None:  # On plain tensors: DTensor does not know every derivative.
+            local = _ACTIVATIONS[activation](local)
+        if self._use_local_output:
+            return local
+        return DTensor.from_local(local, self._mesh, y.placements, shape=y.shape, stride=y.stride())
 
     def _product(self, x: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
         return ops.linear(x, self.matrix, bias, activation=activation)
@@ -162,7 +167,7 @@ def shard_(layer: CSBLinear, mesh: DeviceMesh, dim: int, style: ColwiseParallel 
     layer._use_local_output = style.use_local_output
 
 
-def check_shardable(layer: CSBLinear, mesh: DeviceMesh) -> None:
+def check_shardable(layer: CSBLinear, mesh: DeviceMesh, style: ColwiseParallel | RowwiseParallel) -> None:
     if type(layer) is not CSBLinear:
         raise NotImplementedError(f"expected a CSBLinear, got its subclass {type(layer).__name__}; call "
                                   "parallelize_module once, and before fully_shard")  # fmt: skip
@@ -170,3 +175,5 @@ def check_shardable(layer: CSBLinear, mesh: DeviceMesh) -> None:
         raise ValueError(f'device_mesh: expected one dimension, got {mesh.ndim}; take a part of it: mesh["tp"]')
     if is_sharded(layer.values) or layer.values.device.type != mesh.device_type:
         raise ValueError(f"values: expected a plain tensor on {mesh.device_type}, got {layer.values.device}")
+    if any(layout.is_partial() for layout in style.output_layouts):
+        raise ValueError("output_layouts: expected Replicate or Shard, got Partial; bias and activation follow the sum")

@@ -118,9 +118,9 @@ def fill_up(values: Tensor, capacity: int, mesh: DeviceMesh) -> DTensor:
 def _read_stacks(layer: Any, tensors: dict[str, Any], prefix: str) -> Incoming:
     tensors, values = dict(tensors), tensors.get("values")
     bias = {name: tensors.pop(name) for name in ("bias",) if name in tensors}
-    shapes = {name: (layer._mesh.size() * size,) for name, size in _room(layer).items()}
-    shapes["values"] = tuple(layer.values.shape)
-    for name in tensors.keys() & shapes.keys():
+    shapes = {"values": tuple(layer.values.shape)}
+    shapes |= {name: (layer._mesh.size() * size,) for name, size in _room(layer).items()}
+    for name in filter(tensors.__contains__, shapes):
         tensor, mesh = tensors[name], layer.values.device_mesh if name == "values" else layer._mesh
         if not is_sharded(tensor) or tuple(tensor.shape) != shapes[name] or tensor.device_mesh != mesh:
             raise ValueError(

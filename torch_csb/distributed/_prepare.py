@@ -51,19 +51,24 @@ def prepare_(model: nn.Module, process_group: dist.ProcessGroup | None = None) -
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, CSBLayer)}
     for name, layer in layers.items():
+        key = _key(name, "values")
         if is_sharded(layer.values):
-            raise ValueError(f"{name}.values: expected a plain tensor, got a DTensor; call prepare_ before sharding")
+            raise ValueError(f"{key}: expected a plain tensor, got a DTensor; call prepare_ before sharding")
         if layer.values.is_meta:
-            raise ValueError(f"{name}.values: expected data, got a tensor on the meta device")
+            raise ValueError(f"{key}: expected data, got a tensor on the meta device")
     broadcast_(layers, process_group, src=0)
-    _let_ddp_ignore(model, [f"{name}.{buffer}".lstrip(".") for name in layers for buffer in _PATTERN])
+    _let_ddp_ignore(model, [_key(name, buffer) for name in layers for buffer in _PATTERN])
     frozen = []
     for name, layer in layers.items():
         if layer.values.numel() == 0 and layer.values.requires_grad:
             layer.values.requires_grad_(False)
-            frozen.append(f"{name}.values".lstrip("."))
+            frozen.append(_key(name, "values"))
     size = sum(_bytes(layer.get_buffer(buffer)) for layer in layers.values() for buffer in _PATTERN)
     return Preparation(tuple(layers), size, tuple(frozen))
+
+
+def _key(module: str, tensor: str) -> str:
+    return f"{module}.{tensor}" if module else tensor
 
 
 def _bytes(tensor: Tensor) -> int:

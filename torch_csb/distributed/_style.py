@@ -49,7 +49,7 @@ class CSBRowwiseParallel(RowwiseParallel):
 
 
 def _apply(style: ColwiseParallel | RowwiseParallel, layer: CSBLinear, mesh: DeviceMesh, dim: int) -> nn.Module:
-    check_shardable(layer, mesh)
+    check_shardable(layer, mesh, style)
     if style.src_data_rank is not None:
         # What distribute_tensor does for a dense weight: one rank's data counts.
         broadcast_({"CSBLinear": layer}, mesh.get_group(), style.src_data_rank)

@@ -238,9 +238,11 @@ class CSBLayer(nn.Module):
 
     def _read_state(self, tensors: dict[str, Any], prefix: str, *, assign: bool = False) -> _state.Incoming:
         """Checks ``tensors`` (names without ``prefix``) against the layer, which stays as it is."""
+        if not assign:
+            _state.refuse_shards(self.values, tensors, prefix)
         incoming = _state.read(tensors, _state.Expected.of(self, assign=assign), prefix)
         if not assign:
-            _state.check_shard(self.values, incoming.matrix, prefix)
+            _state.refuse_length(self.values, incoming.matrix, prefix)
         return incoming
 
     def _adopt(self, incoming: _state.Incoming, *, assign: bool = False) -> None:

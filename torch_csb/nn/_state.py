@@ -139,13 +139,16 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...], key: str) -> None:
         raise ValueError(f"{key}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
-def check_shard(values: Tensor, matrix: CSBMatrix | None, prefix: str) -> None:
+def refuse_shards(values: Tensor, tensors: Mapping[str, Any], prefix: str) -> None:
+    """A shard of a tensor fits a layer that is sharded alike, but no whole one, and an index array of none."""
+    for name, tensor in tensors.items():
+        if not is_sharded(values) or name not in ("values", "bias"):
+            refuse_sharded(tensor, f"{prefix}{name}")
+
+
+def refuse_length(values: Tensor, matrix: CSBMatrix | None, prefix: str) -> None:
     """The storage behind a DTensor belongs to who made it: it can't become longer or shorter."""
-    if matrix is None:
-        return
-    if not is_sharded(values):
-        refuse_sharded(matrix.values, f"{prefix}values")
-    elif matrix.values.numel() != values.numel():
+    if is_sharded(values) and matrix is not None and matrix.values.numel() != values.numel():
         raise ValueError(
             f"{prefix}values: expected {values.numel()} stored entries like the layer, which is sharded, "
             f"got {matrix.values.numel()}; load another pattern before the model is sharded"
