@@ -68,10 +68,17 @@ def test_splitting_refuses():
             join_matrices(*arguments)
 
 
+def empty(*arguments, **options):
+    return sparse(*arguments, sparsity=1.1, **options)
+
+
+KINDS = {"sparse": sparse, "empty": empty, "dense": linear}
+
+
 class MLP(nn.Module):
     def __init__(self, kinds="sparse sparse", *, hidden=HIDDEN, bias=True, activation=None, seed=0):
         super().__init__()
-        up, down = ({"sparse": sparse, "dense": linear}[kind] for kind in kinds.split())
+        up, down = (KINDS[kind] for kind in kinds.split())
         options = {"activation": activation} if activation else {}
         self.up = up(FEATURES, hidden, seed, bias=bias, **options)
         self.down = down(hidden, CLASSES, seed + 1, bias=bias, **options)
@@ -138,13 +145,14 @@ STEPS = {
     "without_bias": {"bias": False},
     "odd_hidden": {"hidden": 47},
     "less_than_ranks": {"hidden": 1},
+    "without_entries": {"kinds": "empty empty"},
     "relu_in_the_layers": {"activation": "relu"},
     "relu6_in_the_layers": {"activation": "relu6"},
 }
 
 
-def step(device, case):
-    model, expected = check_step(lambda: MLP(**STEPS[case]), device)
+def step(device, case, styles=None):
+    model, expected = check_step(lambda: MLP(**STEPS[case]), device, styles=styles)
     for layer in model.children():
         if isinstance(layer, TensorParallelCSBLinear):
             layer.matrix.validate()
@@ -168,6 +176,18 @@ def test_a_plan_of_column_and_row_splits_computes_what_one_process_does(ranks, c
     for text, rank in ((first, 0), (second, 1)):
         if type(expected.up) is CSBLinear:
             assert f"rows of rank {rank} of 2" in text and "in_features=33" in text
+
+
+def whole_hidden_features(device):
+    styles = {
+        "up": CSBColwiseParallel(output_layouts=Replicate()),
+        "down": CSBRowwiseParallel(input_layouts=Replicate()),
+    }
+    step(device, "odd_hidden", styles)
+
+
+def test_uneven_features_may_be_whole_between_the_layers(ranks):
+    ranks.run(whole_hidden_features)
 
 
 def smooth_activation(device, name):
@@ -372,6 +392,44 @@ def states(device):
 
 def test_the_state_of_parts_is_checked_and_refused_whole(ranks):
     ranks.run(states)
+
+
+def mirrored(layer):
+    """Another pattern and other values, with as many entries in each row."""
+    ones = layer.matrix.with_values(torch.ones_like(layer.values))
+    twin = CSBLinear.from_dense(linear(layer.k, layer.m, 77), ones.to_dense().flip(1) != 0, block_size=8)
+    assert not torch.equal(twin.codes, layer.codes) and len(twin.values) == len(layer.values)
+    return twin
+
+
+def other_pattern(device):
+    def part(layer):
+        return parallelize_module(layer.to(device), mesh_of(device), CSBColwiseParallel())
+
+    def layer():
+        return sparse(FEATURES, HIDDEN, 0, block_size=8)
+
+    expected = mirrored(layer()).to(device)
+    for state in (expected.state_dict(), part(mirrored(layer())).state_dict()):
+        model = part(layer())
+        model.load_state_dict(state)
+        model.matrix.validate()
+        assert_same_bits(model.gather().state_dict(), expected.state_dict())
+        x, _ = data(device)
+        assert torch.equal(model(x), expected(x).chunk(WORLD, -1)[dist.get_rank()])
+    model.values.requires_grad_(False)
+    assert [p.requires_grad for p in model.gather().parameters()] == [False, True]
+    assert not model.eval().gather().training
+
+    # One layer under two names.
+    pair = nn.ModuleDict({"first": model, "second": model})
+    state = full_state_dict(pair)
+    if dist.get_rank() == 0:
+        assert state["first.values"].data_ptr() == state["second.values"].data_ptr()
+
+
+def test_parts_take_another_pattern_that_has_room(ranks):
+    ranks.run(other_pattern)
 
 
 def clipping(device):

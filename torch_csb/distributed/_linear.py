@@ -65,10 +65,8 @@ class TensorParallelCSBLinear(CSBLinear):
         y = DTensor.from_local(self._product(x, None, None), self._mesh, (Partial(),))
         y = y.redistribute(placements=self._output_layouts)
         if self.bias is not None:
-            # Its gradient comes back replicated through a redistribution, whatever the layout of y.
-            features = self._output_layouts[0] in (Shard(-1), Shard(last))
-            bias = self.bias.redistribute(placements=(Shard(0) if features else Replicate(),))
-            y = y + bias.to(y.dtype)
+            # A redistribution to what it is, for its backward: the gradient comes back replicated, whatever y's layout.
+            y = y + self.bias.redistribute(placements=(Replicate(),)).to(y.dtype)
         return self._output(y, self.activation)
 
     def _distributed(self, x: Tensor | DTensor) -> DTensor:

@@ -51,7 +51,8 @@ def join(layer: Any, arrays: dict[str, Tensor]) -> CSBMatrix:
     world = layer._mesh.size()
     parts = []
     for rank, (m, k) in enumerate(_shapes(layer)):
-        local = {name: array.view(world, -1)[rank] for name, array in arrays.items()}
+        # Copies, since a view of an empty row may begin at an address that no 16-bit code may have.
+        local = {name: array.view(world, array.numel() // world)[rank].clone() for name, array in arrays.items()}
         parts.append(_part(local, m, k, layer._layout))
     return join_matrices(parts, layer._dim)
 
