@@ -106,7 +106,7 @@ class Ranks:
         for process, pipe in zip(self._processes, self._pipes if self._processes else (), strict=True):
             if not at_once:
                 pipe.send(None)
-                process.join(10)
+                process.join(5)
             process.kill()
             process.join()
             pipe.close()

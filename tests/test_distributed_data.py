@@ -9,7 +9,13 @@ import torch.distributed.checkpoint as dcp
 from ranks import WORLD
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -38,8 +44,9 @@ def distributed(model, device, **options):
     )
 
 
-def sharded(model, device, prepared=True, **options):
-    model = model.to(device)
+def sharded(model, device, prepared=True, move=True, **options):
+    if move:
+        model = model.to(device)
     if prepared:
         prepare_(model)
     for layer in (model.up, model.empty, model.dense, model.down):
@@ -339,6 +346,29 @@ def fsdp_whole(device, path):
     assert torch.equal(other.up.values.to_local(), local["up.values"])
     refused("up.values: expected a whole tensor", denser.load_state_dict, other.state_dict(), error=RuntimeError)
     assert other(numbers(BATCH, 33, seed=1, device=device)).shape == (BATCH, 21)
+
+
+def torch_states(device):
+    expected, model = sharded(Net(), device), Net().to("meta")
+    model.empty.values.requires_grad_(False)
+    model = sharded(model, device, prepared=False, move=False).to_empty(device=device)
+    model.load_state_dict(expected.state_dict())
+    x, _ = batch(device)
+    assert torch.equal(model(x), expected(x))
+
+    source = Net().to(device)
+    source.up.values.data.fill_(3)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, source.state_dict() if dist.get_rank() == 0 else {}, options=options)
+    assert torch.equal(model(x), source(x))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    if dist.get_rank() == 0:
+        assert_same_bits({key: state[key] for key in source.state_dict()}, source.state_dict())
+
+
+def test_a_model_made_on_the_meta_device_takes_states_as_torch_hands_them_out(ranks):
+    ranks.run(torch_states)
 
 
 class Tied(nn.Module):

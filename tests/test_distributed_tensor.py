@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -470,6 +472,20 @@ def both_ways(device):
 
 def test_fsdp_goes_around_parts(ranks):
     ranks.run(both_ways)
+
+
+def copies(device):
+    model = split(MLP(), device)
+    twin = copy.deepcopy(model)
+    train(model, sgd(model), *data(device))
+    expected = split(MLP(), device)
+    assert_same_bits(full_state_dict(twin), full_state_dict(expected))
+    train(twin, sgd(twin), *data(device))
+    assert_same_bits(full_state_dict(twin), full_state_dict(model))
+
+
+def test_a_copy_of_parts_is_equal_and_independent(ranks):
+    ranks.run(copies)
 
 
 def refusals(device):
