@@ -6,6 +6,7 @@ process group of its own: what one test leaves behind, no other one meets.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
 import tempfile
@@ -62,9 +63,9 @@ class Ranks:
         if not self._processes:
             self._start()
         with tempfile.TemporaryDirectory() as folder:
-            for pipe in self._pipes:
-                pipe.send((function, f"{folder}/store", arguments, timeout))
             try:
+                for pipe in self._pipes:
+                    pipe.send((function, f"{folder}/store", arguments, timeout))
                 return self._collect(function.__name__, time.monotonic() + 2 * timeout)
             except BaseException:
                 self.stop()
@@ -103,10 +104,12 @@ class Ranks:
             end.close()
 
     def stop(self, *, at_once: bool = True) -> None:
-        for process, pipe in zip(self._processes, self._pipes if self._processes else (), strict=True):
-            if not at_once:
+        pipes = self._pipes if self._processes else ()
+        for pipe in () if at_once else pipes:
+            with contextlib.suppress(OSError):  # It may be gone already.
                 pipe.send(None)
-                process.join(5)
+        for process, pipe in zip(self._processes, pipes, strict=True):
+            process.join(0 if at_once else 5)
             process.kill()
             process.join()
             pipe.close()
