@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch.distributed as dist
-from ranks import WORLD
+from ranks import WORLD, mesh_of
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from whole_numbers import Net, batch, sgd, train
@@ -32,9 +32,11 @@ def sharded(model, device, prepared=True, move=True, **options):
         model = model.to(device)
     if prepared:
         prepare_(model)
+    # Without a mesh fully_shard would take GPUs wherever there are some.
+    mesh = mesh_of(device)
     for layer in (model.up, model.empty, model.dense, model.down):
-        fully_shard(layer, **options)
-    return fully_shard(model, **options)
+        fully_shard(layer, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
 
 
 def one_process(device, steps=1, optimizer=sgd):

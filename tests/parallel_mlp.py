@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from ranks import WORLD
+from ranks import mesh_of
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import parallelize_module
 from whole_numbers import FEATURES, linear, numbers, sparse
@@ -41,10 +40,6 @@ class MLP(nn.Module):
 
 def plan(**options):
     return {"up": CSBColwiseParallel(), "down": CSBRowwiseParallel(**options)}
-
-
-def mesh_of(device):
-    return init_device_mesh(device, (WORLD,))
 
 
 def split(model, device, styles=None, **options):

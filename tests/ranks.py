@@ -19,9 +19,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 WORLD = 2
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+
+def mesh_of(device: str) -> DeviceMesh:
+    return init_device_mesh(device, (WORLD,))
 
 
 def _serve(rank: int, device: str, pipe: Connection) -> None:

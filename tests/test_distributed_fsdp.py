@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from data_parallel import mine, one_process, refused, sharded, size
-from ranks import WORLD
+from ranks import WORLD, mesh_of
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -206,8 +206,9 @@ def tied(device, path):
     model = Tied().to(device)
     expected = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     prepare_(model)
-    fully_shard(model.fc)
-    state = full_state_dict(fully_shard(model))
+    mesh = mesh_of(device)
+    fully_shard(model.fc, mesh=mesh)
+    state = full_state_dict(fully_shard(model, mesh=mesh))
     if dist.get_rank() == 0:
         assert_same_bits(state, expected)
         assert state["out.weight"].data_ptr() == state["embed.weight"].data_ptr()
@@ -216,7 +217,7 @@ def tied(device, path):
         torch_csb.load_into(Tied(), f"{path}/tied.safetensors")
     layer = sparse(24, 24, 0).to(device)
     assert prepare_(layer).layers == ("",)
-    state = full_state_dict(fully_shard(layer))
+    state = full_state_dict(fully_shard(layer, mesh=mesh))
     assert list(state) == ([] if dist.get_rank() else ["values", "bias", "codes", "blk_ptr", "blk_pad", "layout"])
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from parallel_mlp import HIDDEN, MLP, data, mesh_of, split, whole
-from ranks import WORLD
+from parallel_mlp import HIDDEN, MLP, data, split, whole
+from ranks import WORLD, mesh_of
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor

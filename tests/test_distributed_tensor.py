@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from parallel_mlp import HIDDEN, MLP, data, gradient, mesh_of, plan, split, whole
-from ranks import WORLD
+from parallel_mlp import HIDDEN, MLP, data, gradient, plan, split, whole
+from ranks import WORLD, mesh_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
