@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch starts its threads: where processes share cores, threads that spin while they wait make small tests
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+from ranks import Ranks
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +31,24 @@ def pytest_report_header() -> str:
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs, for NCCL")
+        ),
+    ],
+)
+def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    """Two processes, over gloo on the CPU or NCCL on two GPUs."""
+    if not torch.distributed.is_available():
+        pytest.skip("torch without distributed")
+    processes = Ranks(request.param)
+    yield processes
+    processes.stop(at_once=False)
 
 
 @pytest.fixture(autouse=True)

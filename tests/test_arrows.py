@@ -31,16 +31,17 @@ LIBRARIES = {
 
 # What a part of the package may not import. A part is a folder or a module directly in torch_csb; "core" is every
 # module that is not named here. Lazy imports inside functions count.
-ABOVE_CORE = {"nn", "prune", "io", "optim", "explain", "baselines", "bench", "testing"}
+ABOVE_CORE = {"nn", "prune", "io", "optim", "explain", "distributed", "baselines", "bench", "testing"}
 PYTHON_BANS = {
     "core": ABOVE_CORE,
-    "nn": {"prune", "io", "optim", "explain", "baselines", "bench", "testing"},
-    "prune": {"io", "optim", "explain", "convert", "autograd", "baselines", "bench", "testing"},
-    "io": {"prune", "baselines", "bench", "testing"},
-    "optim": {"prune", "baselines", "bench", "testing"},
-    "explain": {"prune", "baselines", "bench", "testing"},
+    "nn": {"prune", "io", "optim", "explain", "distributed", "baselines", "bench", "testing"},
+    "prune": {"io", "optim", "explain", "convert", "autograd", "distributed", "baselines", "bench", "testing"},
+    "io": {"prune", "distributed", "baselines", "bench", "testing"},
+    "optim": {"prune", "distributed", "baselines", "bench", "testing"},
+    "explain": {"prune", "distributed", "baselines", "bench", "testing"},
+    "distributed": {"prune", "io", "optim", "explain", "baselines", "bench", "testing"},
     "baselines": ABOVE_CORE - {"baselines"},
-    "__init__": {"prune", "baselines", "bench", "testing"},
+    "__init__": {"prune", "distributed", "baselines", "bench", "testing"},
     "__main__": {"prune", "baselines"},
     "bench": set(),
     "testing": set(),
@@ -176,6 +177,8 @@ def test_a_wrong_include_is_found(path: str, quote: str, header: str) -> None:
         ("torch_csb/nn/linear.py", "from ..testing import compare"),
         ("torch_csb/prune/magnitude.py", "from torch_csb import convert"),
         ("torch_csb/__init__.py", "from torch_csb import bench"),
+        ("torch_csb/__init__.py", "from torch_csb.distributed import prepare_"),
+        ("torch_csb/distributed/_linear.py", "from torch_csb import io"),
         ("torch_csb/ops.py", "from torch_csb import baselines"),
         ("torch_csb/__main__.py", "import torch_csb.baselines"),
         ("torch_csb/baselines.py", "from torch_csb.testing import compare"),

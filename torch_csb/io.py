@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from torch_csb.nn._restore import prepare
+from torch_csb.nn._shard import refuse_sharded
 
 FORMAT = "torch_csb"
 FORMAT_VERSION = 1
@@ -29,22 +30,27 @@ class LoadResult(NamedTuple):
     unexpected_keys: list[str]
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+def save(
+    model: nn.Module | Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes the state_dict of ``model`` to a safetensors file, from any device.
 
     A tensor under several names (tied weights, shared modules) is stored once. The file appears under ``path`` when
     it is complete; until then an older file there stays as it was.
 
     Args:
+        model: a model, or a state_dict, such as ``torch_csb.distributed.full_state_dict`` gathers from all ranks.
         metadata: text to store beside the tensors; the keys ``format``, ``format_version`` and ``aliases`` are taken.
 
     Raises:
-        ValueError: a key of ``metadata`` is taken.
+        ValueError: a key of ``metadata`` is taken, or this rank holds only a shard of a tensor.
         TypeError: ``metadata`` holds something other than text, or the state_dict something other than tensors.
         OSError: the file can't be written.
     """
     path = Path(path)
-    tensors, aliases = _distinct(model.state_dict())
+    tensors, aliases = _distinct(model.state_dict() if isinstance(model, nn.Module) else model)
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
     if aliases:
         header["aliases"] = json.dumps(aliases, sort_keys=True)
@@ -80,6 +86,7 @@ def _distinct(state: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str,
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}; safetensors holds nothing else")
         if tensor.is_meta:
             raise ValueError(f"{name}: expected data, got a tensor on the meta device")
+        refuse_sharded(tensor, name)
         tensor = tensor.detach()
         key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and key in seen:

@@ -8,6 +8,7 @@ from torch_csb import autograd
 from torch_csb.autograd import ACTIVATIONS
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import _dense, _state
+from torch_csb.nn._shard import refuse_sharded
 from torch_csb.nn._weight import CompressedWeight
 
 
@@ -107,7 +108,8 @@ class CSBLayer(nn.Module):
         """The dense twin: same function, hyper-parameters, mode, hooks, device, dtype and ``requires_grad``.
 
         Raises:
-            ValueError: the layer applies an activation, which the dense layer could not.
+            ValueError: the layer applies an activation, which the dense layer could not, or this rank holds only a
+                shard of its values.
         """
         return self._to_dense(move=False)
 
@@ -117,6 +119,7 @@ class CSBLayer(nn.Module):
                 f"activation: a dense layer has none, got {self.activation!r}; "
                 "set activation=None and apply it after the layer"
             )
+        refuse_sharded(self.values, "values")
         dense = self._empty_dense()
         weight = self.matrix.to_dense().view(self._weight_shape())
         dense.weight = nn.Parameter(weight, requires_grad=self.values.requires_grad)
@@ -224,7 +227,7 @@ class CSBLayer(nn.Module):
         try:
             if self.values.is_meta and not assign and found:
                 raise ValueError(f"{prefix}values: the layer is on the meta device; load with assign=True")
-            incoming = _state.read(found, _state.Expected.of(self, assign=assign), prefix)
+            incoming = self._read_state(found, prefix, assign=assign)
         except ValueError as error:
             error_msgs.append(str(error))
             return
@@ -232,6 +235,15 @@ class CSBLayer(nn.Module):
             missing_keys.extend(prefix + name for name in incoming.missing)
             unexpected_keys.extend(prefix + name for name in incoming.unexpected)
         self._adopt(incoming, assign=assign)
+
+    def _read_state(self, tensors: dict[str, Any], prefix: str, *, assign: bool = False) -> _state.Incoming:
+        """Checks ``tensors`` (names without ``prefix``) against the layer, which stays as it is."""
+        if not assign:
+            _state.refuse_shards(self.values, tensors, prefix)
+        incoming = _state.read(tensors, _state.Expected.of(self, assign=assign), prefix)
+        if not assign:
+            _state.refuse_length(self.values, incoming.matrix, prefix)
+        return incoming
 
     def _adopt(self, incoming: _state.Incoming, *, assign: bool = False) -> None:
         if incoming.matrix is not None:

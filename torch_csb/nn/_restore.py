@@ -15,6 +15,7 @@ from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import _dense, _state
 from torch_csb.nn._choice import shared_weights
 from torch_csb.nn._layer import CSBLayer
+from torch_csb.nn._shard import distributed_like
 from torch_csb.nn._tree import Place, places, put
 from torch_csb.nn.sparsify import LAYERS
 
@@ -73,7 +74,7 @@ def prepare(model: nn.Module, tensors: Mapping[str, Tensor]) -> Prepared:
         prefix = f"{name}." if name else ""
         keys = [prefix + array for array in _state.ARRAYS]
         if isinstance(module, CSBLayer):
-            expected = _state.Expected.of(module)
+            expected = None
         elif all(key in tensors and key not in state for key in keys):
             expected = _expected_of_dense(module, prefix, shared, found_place=id(module) in by_module)
         else:
@@ -84,11 +85,12 @@ def prepare(model: nn.Module, tensors: Mapping[str, Tensor]) -> Prepared:
         source = (id(module), *(id(own[key]) for key in sorted(own)))
         incoming = read.get(source)
         if incoming is None:
-            incoming = read[source] = _state.read(own, expected, prefix)
-            if isinstance(module, CSBLayer):
+            if expected is None:
+                incoming = module._read_state(own, prefix)
                 prepared._layers.append((module, incoming))
             else:
-                replaced[id(module)] = incoming
+                incoming = replaced[id(module)] = _state.read(own, expected, prefix)
+            read[source] = incoming
         prepared.missing.extend(prefix + key for key in incoming.missing)
         prepared.unexpected.extend(prefix + key for key in incoming.unexpected)
     prepared._replacements = [(by_module[i], incoming) for i, incoming in replaced.items()]
@@ -125,6 +127,7 @@ def _prepare_plain(
         tensor = tensors[key]
         if isinstance(current, Tensor):
             _check(key, current, tensor)
+            tensor = distributed_like(tensor, current)
         prepared._plain[key] = tensor
     prepared.unexpected.extend(key for key in tensors if key not in state and key not in handled)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_csb import convert
 from torch_csb.layout import Layout
 from torch_csb.matrix import CSBMatrix
+from torch_csb.nn._shard import distributed_like, is_sharded, refuse_sharded
 
 ARRAYS = ("values", "codes", "blk_ptr", "blk_pad", "layout")
 
@@ -91,6 +92,8 @@ def _read_matrix(arrays: dict[str, Tensor], expected: Expected, prefix: str) -> 
 def _readable(tensor: Tensor) -> Tensor:
     tensor = tensor.detach() if not isinstance(tensor, nn.Parameter) else tensor
     # Files promise no alignment; kernels read codes 16 bytes at a time.
+    if is_sharded(tensor):  # Only its shape and dtype are checked, and it has no pointer to ask for.
+        return tensor
     if not tensor.is_contiguous() or (not tensor.is_meta and tensor.data_ptr() % 16):
         return tensor.detach().clone(memory_format=torch.contiguous_format)
     return tensor
@@ -136,6 +139,22 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...], key: str) -> None:
         raise ValueError(f"{key}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
+def refuse_shards(values: Tensor, tensors: Mapping[str, Any], prefix: str) -> None:
+    """A shard of a tensor fits a layer that is sharded alike, but no whole one, and an index array of none."""
+    for name, tensor in tensors.items():
+        if not is_sharded(values) or name not in ("values", "bias"):
+            refuse_sharded(tensor, f"{prefix}{name}")
+
+
+def refuse_length(values: Tensor, matrix: CSBMatrix | None, prefix: str) -> None:
+    """The storage behind a DTensor belongs to who made it: it can't become longer or shorter."""
+    if is_sharded(values) and matrix is not None and matrix.values.numel() != values.numel():
+        raise ValueError(
+            f"{prefix}values: expected {values.numel()} stored entries like the layer, which is sharded, "
+            f"got {matrix.values.numel()}; load another pattern before the model is sharded"
+        )
+
+
 @torch.no_grad()
 def adopt_matrix(layer: Any, matrix: CSBMatrix, *, assign: bool) -> None:
     """Takes over pattern, layout and values. With ``assign`` the tensors themselves, else copies in the layer's dtype
@@ -151,7 +170,7 @@ def adopt_matrix(layer: Any, matrix: CSBMatrix, *, assign: bool) -> None:
         if values.grad is not None and not _same_pattern(layer, matrix):
             values.grad = None
         if values.shape == matrix.values.shape:
-            values.copy_(matrix.values)
+            values.copy_(distributed_like(matrix.values, values))
         else:
             values.data = matrix.values.detach().to(values.device, values.dtype, copy=True)
         for name, array in arrays.items():
@@ -178,7 +197,7 @@ def adopt_bias(layer: Any, bias: Tensor, *, assign: bool) -> None:
     if assign:
         layer._parameters["bias"] = _as_parameter(bias, current.requires_grad)
     else:
-        current.copy_(bias)
+        current.copy_(distributed_like(bias, current))
 
 
 def _as_parameter(tensor: Tensor, requires_grad: bool) -> nn.Parameter:
