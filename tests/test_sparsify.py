@@ -85,8 +85,9 @@ def test_report_rows_hold_what_was_measured():
 def test_report_prints_an_aligned_table():
     report = sparsify_(zero_out(Net()))
     lines = str(report).splitlines()
-    assert len(lines) == 7
     assert all(len(line) <= len(lines[1]) for line in lines)
+    lines, notes = lines[:7], lines[7:]
+    assert " ".join(notes) == report.notes[0] and "torch_csb.param_groups(model, weight_decay)" in report.notes[0]
     after = lines[0].index("after") + len("after")
     for line, row in zip(lines[2:5], report.rows, strict=True):
         assert line[:after].endswith(human_bytes(row.bytes_after)) and row.name in line and row.action in line

@@ -4,10 +4,11 @@ from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
 
-from torch_csb import autograd
+from torch_csb import autograd, convert
 from torch_csb.autograd import ACTIVATIONS
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import _dense, _state
+from torch_csb.nn._origin import Origin
 from torch_csb.nn._weight import CompressedWeight
 
 
@@ -35,7 +36,8 @@ class CSBLayer(nn.Module):
 
     _dense_type: ClassVar[type[nn.Module]]
     # Attributes that no dense twin gets from to_dense().
-    _own: ClassVar[frozenset[str]] = frozenset({"m", "k", "block_size", "_layout", "_activation"})
+    _own: ClassVar[frozenset[str]] = frozenset({"m", "k", "block_size", "_layout", "_activation", "_origin"})
+    _origin = Origin()
 
     def __init__(self, matrix: CSBMatrix, bias: Tensor | None = None, *, activation: str | None = None) -> None:
         super().__init__()
@@ -93,8 +95,9 @@ class CSBLayer(nn.Module):
     @classmethod
     def _replacing(cls, mod: nn.Module, matrix: CSBMatrix, *, activation: str | None = None, move: bool) -> Any:
         """The layer for ``mod`` with weight ``matrix``; with ``move`` it takes bias and hooks away from ``mod``."""
+        bias, weight = _dense.bias_parameter(mod), _dense.weight_parameter(mod)
         layer = cls._like(mod, matrix, _dense.read_bias(mod, move=move), activation)
-        weight = _dense.weight_parameter(mod)
+        layer._origin = Origin(values=weight, bias=None if bias is layer.bias else bias)
         layer.values.requires_grad_(weight.requires_grad)
         _dense.carry_over(mod, layer, _dense.DENSE_ATTRIBUTES[type(mod)], move=move)
         return layer
@@ -132,6 +135,17 @@ class CSBLayer(nn.Module):
 
     def _weight_shape(self) -> tuple[int, ...]:
         return (self.m, self.k)
+
+    def _weight_index(self) -> tuple[Tensor, Tensor]:
+        """int64 (row, column) of every entry in the dense weight as a matrix, padding left out, in entry order."""
+        return convert.coordinates(self.matrix)
+
+    def _take_pattern(self, matrix: CSBMatrix) -> None:
+        """The arrays of ``matrix`` but for its values."""
+        for name in ("codes", "blk_ptr", "blk_pad", "units"):
+            self._buffers[name] = getattr(matrix, name)
+        self._buffers["layout"] = matrix.layout.to_tensor(matrix.device)
+        self._layout, self.block_size = matrix.layout, matrix.block_size
 
     def _spmm(self, x: Tensor, dim: int) -> Tensor:
         """act(W.X + b) with the features of x in ``dim``."""

@@ -141,26 +141,36 @@ def adopt_matrix(layer: Any, matrix: CSBMatrix, *, assign: bool) -> None:
     """Takes over pattern, layout and values. With ``assign`` the tensors themselves, else copies in the layer's dtype
     and on its device; ``values`` then stays the same Parameter."""
     values = layer._parameters["values"]
-    arrays = {name: getattr(matrix, name) for name in ("codes", "blk_ptr", "blk_pad", "units")}
-    arrays["layout"] = matrix.layout.to_tensor(matrix.device)
     if assign:
         layer._parameters["values"] = _as_parameter(matrix.values, values.requires_grad)
-        layer._buffers.update(arrays)
+        layer._take_pattern(matrix)
     else:
+        arrays = {name: getattr(matrix, name) for name in ("codes", "blk_ptr", "blk_pad", "units")}
+        arrays["layout"] = matrix.layout.to_tensor(matrix.device)
         # A gradient belongs to a pattern; of another length, autograd would refuse it anyway.
         if values.grad is not None and not _same_pattern(layer, matrix):
             values.grad = None
         if values.shape == matrix.values.shape:
             values.copy_(matrix.values)
         else:
-            values.data = matrix.values.detach().to(values.device, values.dtype, copy=True)
+            replace_data(values, matrix.values.detach().to(values.device, values.dtype, copy=True))
         for name, array in arrays.items():
             current = layer._buffers[name]
             if current.shape == array.shape:
                 current.copy_(array)
             else:
                 layer._buffers[name] = array.to(current.device, copy=True)
-    layer._layout, layer.block_size = matrix.layout, matrix.block_size
+        layer._layout, layer.block_size = matrix.layout, matrix.block_size
+
+
+def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Gives a Parameter without a gradient data of another length."""
+    # torch keeps what collects a gradient, and with it the old length, while an earlier graph lives; a change of
+    # dtype on the way makes it let go.
+    parameter.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float64 else torch.float64)
+    parameter.data = data
+    # As after copy_, a backward through an earlier forward raises instead of mixing two patterns.
+    torch.autograd.graph.increment_version(parameter)
 
 
 def _same_pattern(layer: Any, matrix: CSBMatrix) -> bool:

@@ -20,6 +20,10 @@ from torch_csb.nn.linear import CSBLinear
 from torch_csb.nn.report import Report, ReportRow
 
 LAYERS: dict[type[nn.Module], type[CSBLayer]] = {nn.Linear: CSBLinear, nn.Conv2d: CSBConv2d}
+_WEIGHT_DECAY_NOTE = (
+    "`values` are one-dimensional: parameter groups made by dimension, as timm's, would take their weight decay away; "
+    "use torch_csb.param_groups(model, weight_decay)"
+)
 # Before this much time a progress bar is only flicker.
 _PROGRESS_AFTER_S = 1.0
 
@@ -40,7 +44,8 @@ def sparsify_(
     A weight's zeros are its plain zeros, or the zeros of its ``nn.utils.prune`` mask (zeros inside the mask stay
     entries; the pruning hooks, masks and originals are removed). Layers are converted one after the other, and each
     dense weight is let go with its gradient before the next, so the peak is one layer extra. Hooks, mode, device,
-    dtype, ``requires_grad`` and bias Parameters are kept. Make the optimizer afterwards.
+    dtype, ``requires_grad`` and bias Parameters are kept. Make the optimizer afterwards, or let the one of the dense
+    model go on with :func:`torch_csb.migrate_optimizer_`.
 
     Args:
         filter_fn: called with (name, module); a layer for which it is false is kept.
@@ -82,7 +87,9 @@ def sparsify_(
             weight.grad = None
         # Nothing of this layer may outlive its turn.
         module = matrix = weight = None
-    if not report.converted:
+    if report.converted:
+        report.notes.append(_WEIGHT_DECAY_NOTE)
+    else:
         _warn_nothing(report)
     return report
 
