@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch_csb import autograd, convert
 from torch_csb.autograd import ACTIVATIONS
 from torch_csb.matrix import CSBMatrix
-from torch_csb.nn import _dense, _state
-from torch_csb.nn._origin import Origin
+from torch_csb.nn import _dense, _masks, _state
+from torch_csb.nn._origin import Converted, Origin
 from torch_csb.nn._weight import CompressedWeight
 
 
-class CSBLayer(nn.Module):
+class CSBLayer(Converted):
     """What :class:`CSBLinear` and :class:`CSBConv2d` share: one weight matrix W (m × k) in Compressed Sparse Blocks.
 
     Attributes:
@@ -37,7 +37,6 @@ class CSBLayer(nn.Module):
     _dense_type: ClassVar[type[nn.Module]]
     # Attributes that no dense twin gets from to_dense().
     _own: ClassVar[frozenset[str]] = frozenset({"m", "k", "block_size", "_layout", "_activation", "_origin"})
-    _origin = Origin()
 
     def __init__(self, matrix: CSBMatrix, bias: Tensor | None = None, *, activation: str | None = None) -> None:
         super().__init__()
@@ -72,9 +71,9 @@ class CSBLayer(nn.Module):
     ) -> Any:
         """A CSB layer that computes what ``mod`` computes; ``mod`` stays as it is and shares no tensor.
 
-        Stored are the elements inside ``mask`` (shape of the weight), else those inside the layer's
-        ``nn.utils.prune`` mask, else those that are not zero. Mode, hooks, device, dtype and each ``requires_grad``
-        are kept; pruning is resolved.
+        Stored are the elements inside ``mask`` (shape of the weight), else those inside the layer's mask
+        (``nn.utils.prune``, or a parametrization as ``torch.ao.pruning`` registers), else those that are not zero.
+        Mode, hooks, device, dtype and each ``requires_grad`` are kept; pruning and parametrizations are resolved.
 
         Args:
             target: ``"cpu"``, ``"cuda"`` or ``"auto"`` (CUDA where torch has it), where the layer will run.
@@ -88,7 +87,7 @@ class CSBLayer(nn.Module):
         if not isinstance(mod, cls._dense_type):
             raise TypeError(f"mod: expected nn.{cls._dense_type.__name__}, got {type(mod).__name__}")
         if reason := _dense.obstacle(mod):
-            raise ValueError(f"mod: can't convert this {type(mod).__name__}: {reason}")
+            raise ValueError(f"mod: can't convert this {_masks.layer_type(mod).__name__}: {reason}")
         matrix = pack(mod, mask, block_size=block_size, target=target)
         return cls._replacing(mod, matrix, activation=activation, move=False)
 
@@ -99,7 +98,9 @@ class CSBLayer(nn.Module):
         layer = cls._like(mod, matrix, _dense.read_bias(mod, move=move), activation)
         layer._origin = Origin(values=weight, bias=None if bias is layer.bias else bias)
         layer.values.requires_grad_(weight.requires_grad)
-        _dense.carry_over(mod, layer, _dense.DENSE_ATTRIBUTES[type(mod)], move=move)
+        _dense.carry_over(mod, layer, _dense.DENSE_ATTRIBUTES[_masks.layer_type(mod)], move=move)
+        if not move:
+            layer._origin.hooks = {*layer._forward_hooks, *layer._forward_pre_hooks}
         return layer
 
     @classmethod

@@ -15,6 +15,7 @@ from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import _dense, _state
 from torch_csb.nn._choice import shared_weights
 from torch_csb.nn._layer import CSBLayer
+from torch_csb.nn._masks import layer_type
 from torch_csb.nn._tree import Place, places, put
 from torch_csb.nn.sparsify import LAYERS
 
@@ -42,7 +43,7 @@ class Prepared:
 def _replace(place: Place, incoming: _state.Incoming) -> None:
     module = place.module()
     weight = _dense.weight_parameter(module)
-    layer = LAYERS[type(module)]._replacing(module, _copied(incoming.matrix, weight), move=True)
+    layer = LAYERS[layer_type(module)]._replacing(module, _copied(incoming.matrix, weight), move=True)
     layer._adopt(_state.Incoming(bias=incoming.bias))
     put(place, layer)
     weight.grad = None
@@ -65,7 +66,7 @@ def prepare(model: nn.Module, tensors: Mapping[str, Tensor]) -> Prepared:
     state = model.state_dict()
     handled: set[str] = set()
     read: dict[tuple[int, ...], _state.Incoming] = {}
-    by_module = {id(place.module()): place for place in places(model, lambda module: type(module) in LAYERS)}
+    by_module = {id(place.module()): place for place in places(model, lambda module: layer_type(module) in LAYERS)}
     shared = shared_weights(model)
     replaced: dict[int, _state.Incoming] = {}
     # A shared module appears once for each of its names.
@@ -97,12 +98,12 @@ def prepare(model: nn.Module, tensors: Mapping[str, Tensor]) -> Prepared:
 
 
 def _expected_of_dense(module: Any, prefix: str, shared: Mapping[int, str], *, found_place: bool) -> _state.Expected:
-    kind = type(module).__name__
+    kind = layer_type(module).__name__
     weight = _dense.weight_parameter(module)
     if reason := _dense.obstacle(module) or shared.get(id(weight)):
         raise ValueError(f"{prefix}values: the file holds a CSB layer, and this {kind} can't become one: {reason}")
     if not found_place:
-        csb = LAYERS[type(module)].__name__
+        csb = LAYERS[layer_type(module)].__name__
         raise ValueError(
             f"values: the model itself is an nn.{kind}, which can't be replaced in place; "
             f"load into torch_csb.{csb}.from_dense(model)"

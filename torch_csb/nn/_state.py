@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_csb import convert
 from torch_csb.layout import Layout
 from torch_csb.matrix import CSBMatrix
+from torch_csb.nn import _masks
 
 ARRAYS = ("values", "codes", "blk_ptr", "blk_pad", "layout")
 
@@ -63,7 +64,7 @@ def read(tensors: Mapping[str, Any], expected: Expected, prefix: str = "") -> In
                 "the tensors of a CSB layer have a meaning only together"
             )
         found.matrix = _read_matrix({name: rest.pop(name) for name in ARRAYS}, expected, prefix)
-    elif "weight" in rest or "weight_orig" in rest:
+    elif "weight" in rest or "weight_orig" in rest or _masks.keys_of(rest, "weight"):
         found.matrix = _read_dense(rest, expected, prefix)
     else:
         found.missing.extend(ARRAYS)
@@ -97,13 +98,20 @@ def _readable(tensor: Tensor) -> Tensor:
 
 
 def _read_dense(rest: dict[str, Tensor], expected: Expected, prefix: str) -> CSBMatrix:
-    name = "weight" if "weight" in rest else "weight_orig"
-    weight, mask = rest.pop(name), None
-    if name == "weight_orig":
+    mask = None
+    if "weight" in rest:
+        name = "weight"
+        weight = rest.pop(name)
+    elif "weight_orig" in rest:
+        name = "weight_orig"
+        weight = rest.pop(name)
         if "weight_mask" not in rest:
             raise ValueError(f"{prefix}weight_orig: came without {prefix}weight_mask")
         mask = rest.pop("weight_mask")
         _check_shape(mask, expected.weight_shape, f"{prefix}weight_mask")
+    else:
+        name = "parametrizations.weight.original"
+        weight, mask = _masks.take(rest, "weight", expected.weight_shape, prefix)
     _check_shape(weight, expected.weight_shape, f"{prefix}{name}")
     if not weight.is_floating_point():
         raise ValueError(f"{prefix}{name}: expected a floating dtype, got {weight.dtype}")
@@ -123,6 +131,10 @@ def _read_bias(rest: dict[str, Tensor], expected: Expected, prefix: str) -> Tens
             _check_shape(rest[name], (expected.m,), f"{prefix}{name}")
         orig = rest.pop("bias_orig").detach()
         return orig * rest.pop("bias_mask").to(orig)
+    if "bias" not in rest and _masks.keys_of(rest, "bias"):
+        orig, mask = _masks.take(rest, "bias", (expected.m,), prefix)
+        _check_shape(orig, (expected.m,), f"{prefix}parametrizations.bias.original")
+        return orig.detach() * mask.to(orig)
     bias = rest.pop("bias", None)
     if bias is not None:
         _check_shape(bias, (expected.m,), f"{prefix}bias")

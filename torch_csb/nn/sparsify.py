@@ -14,6 +14,7 @@ from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import _dense
 from torch_csb.nn._choice import Choice
 from torch_csb.nn._layer import CSBLayer, pack
+from torch_csb.nn._masks import layer_type
 from torch_csb.nn._tree import Place, places, put
 from torch_csb.nn.conv import CSBConv2d
 from torch_csb.nn.linear import CSBLinear
@@ -41,8 +42,9 @@ def sparsify_(
 ) -> Report:
     """Replaces each pruned ``nn.Linear`` by a :class:`CSBLinear` and 1×1 ``nn.Conv2d`` by a :class:`CSBConv2d`.
 
-    A weight's zeros are its plain zeros, or the zeros of its ``nn.utils.prune`` mask (zeros inside the mask stay
-    entries; the pruning hooks, masks and originals are removed). Layers are converted one after the other, and each
+    A weight's zeros are its plain zeros, or those of its mask, by ``nn.utils.prune`` or a parametrization that
+    multiplies by zeros and ones, as ``torch.ao.pruning`` does (zeros inside the mask stay entries; hooks,
+    parametrizations, masks and originals are removed). Layers are converted one after the other, and each
     dense weight is let go with its gradient before the next, so the peak is one layer extra. Hooks, mode, device,
     dtype, ``requires_grad`` and bias Parameters are kept. Make the optimizer afterwards, or let the one of the dense
     model go on with :func:`torch_csb.migrate_optimizer_`.
@@ -65,10 +67,10 @@ def sparsify_(
     Warns:
         UserWarning: nothing was converted, with the reasons.
     """
-    if type(model) in LAYERS:
-        layer = LAYERS[type(model)].__name__
+    if (kind := layer_type(model)) in LAYERS:
+        layer = LAYERS[kind].__name__
         raise TypeError(
-            f"model: an nn.{type(model).__name__} can't be replaced in place; use torch_csb.{layer}.from_dense(model)"
+            f"model: an nn.{kind.__name__} can't be replaced in place; use torch_csb.{layer}.from_dense(model)"
         )
     if min_sparsity != "auto" and not (isinstance(min_sparsity, (int, float)) and 0 <= min_sparsity <= 1):
         raise ValueError(f"min_sparsity: expected 'auto' or a number from 0 to 1, got {min_sparsity!r}")
@@ -82,7 +84,7 @@ def sparsify_(
         report.rows.append(row)
         if matrix is not None and not dry_run:
             weight = _dense.weight_parameter(module)
-            put(place, LAYERS[type(module)]._replacing(module, matrix, move=True))
+            put(place, LAYERS[layer_type(module)]._replacing(module, matrix, move=True))
             # An optimizer that still holds the dense weight must neither keep the gradient alive nor step on.
             weight.grad = None
         # Nothing of this layer may outlive its turn.
@@ -151,7 +153,8 @@ def _judge(place: Place, module: Any, choice: Choice, target: str) -> tuple[Repo
             else:
                 after = matrix.nbytes
     action = "kept" if reason else "converted"
-    return ReportRow(place.name, type(module).__name__, shape, sparsity, before, after, action, reason or ""), matrix
+    kind = layer_type(module).__name__
+    return ReportRow(place.name, kind, shape, sparsity, before, after, action, reason or ""), matrix
 
 
 def _shape_and_bytes(module: nn.Module) -> tuple[tuple[int, ...], int]:
