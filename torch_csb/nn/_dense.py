@@ -40,8 +40,11 @@ class DenseWeight(NamedTuple):
     parameter: nn.Parameter
 
 
-def obstacle(mod: nn.Module) -> str | None:
-    """Why ``mod`` can't become a CSB layer, as ``"kind of reason: detail"``, or None. Reads no data."""
+def obstacle(mod: nn.Module, *, meta: bool = False) -> str | None:
+    """Why ``mod`` can't become a CSB layer, as ``"kind of reason: detail"``, or None. Reads no data.
+
+    With ``meta`` the weight may be on the meta device, for its data comes from elsewhere.
+    """
     if reason := _masks.obstacle(mod):
         return reason
     kind = _masks.layer_type(mod)
@@ -60,7 +63,7 @@ def obstacle(mod: nn.Module) -> str | None:
     if extra := [name for name in (*mod._parameters, *mod._buffers) if name not in known]:
         return f"not a plain layer: it holds the tensor {extra[0]!r}"
     weight = weight_parameter(mod)
-    if reason := _weight_obstacle(weight):
+    if reason := _weight_obstacle(weight, ("cpu", "cuda", "meta") if meta else ("cpu", "cuda")):
         return reason
     bias = bias_parameter(mod)
     if bias is not None and (bias.dtype, bias.device) != (weight.dtype, weight.device):
@@ -81,7 +84,7 @@ def _conv_obstacle(mod: nn.Conv2d) -> str | None:
     return None
 
 
-def _weight_obstacle(weight: nn.Parameter | None) -> str | None:
+def _weight_obstacle(weight: nn.Parameter | None, devices: Collection[str]) -> str | None:
     if weight is None:
         return "parametrized: its weight is not a Parameter of its own"
     if type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
@@ -90,7 +93,7 @@ def _weight_obstacle(weight: nn.Parameter | None) -> str | None:
         return f"unsupported weight: its layout is {weight.layout}, expected torch.strided"
     if weight.dtype not in convert.VALUE_DTYPES:
         return f"unsupported weight: its dtype is {weight.dtype}, expected float64, float32, bfloat16 or float16"
-    if weight.device.type not in ("cpu", "cuda"):
+    if weight.device.type not in devices:
         return f"unsupported weight: it is on {weight.device}, expected cpu or cuda"
     return None
 

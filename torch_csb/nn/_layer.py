@@ -8,11 +8,12 @@ from torch_csb import autograd, convert
 from torch_csb.autograd import ACTIVATIONS
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import _dense, _masks, _state
+from torch_csb.nn._deferred import Deferred
 from torch_csb.nn._origin import Converted, Origin
 from torch_csb.nn._weight import CompressedWeight
 
 
-class CSBLayer(Converted):
+class CSBLayer(Deferred, Converted):
     """What :class:`CSBLinear` and :class:`CSBConv2d` share: one weight matrix W (m × k) in Compressed Sparse Blocks.
 
     Attributes:
@@ -179,7 +180,13 @@ class CSBLayer(Converted):
 
     @property
     def matrix(self) -> CSBMatrix:
-        """The weight as a matrix over the layer's very tensors."""
+        """The weight as a matrix over the layer's very tensors.
+
+        Raises:
+            RuntimeError: the tensors are unfilled, after ``empty()`` or ``to_empty()``.
+        """
+        if self._unfilled:
+            raise RuntimeError(self._no_data("it has no weight yet"))
         return CSBMatrix(
             self.values, self.codes, self.blk_ptr, self.blk_pad, self.units, m=self.m, k=self.k, layout=self._layout
         )
@@ -213,9 +220,10 @@ class CSBLayer(Converted):
         return self.matrix.sparsity
 
     def extra_repr(self) -> str:
-        size = (
-            f"stored={self.values.numel()}" if self.values.is_meta else f"nnz={self.nnz}, sparsity={self.sparsity:.4f}"
-        )
+        if self.values.is_meta or self._unfilled:
+            size = f"stored={self.values.numel()}" + (", unfilled" if self._unfilled else "")
+        else:
+            size = f"nnz={self.nnz}, sparsity={self.sparsity:.4f}"
         activation = "" if self.activation is None else f", activation={self.activation}"
         return f"{self._shape_repr()}, bias={self.bias is not None}, {size}, block_size={self.block_size}{activation}"
 
@@ -251,6 +259,7 @@ class CSBLayer(Converted):
     def _adopt(self, incoming: _state.Incoming, *, assign: bool = False) -> None:
         if incoming.matrix is not None:
             _state.adopt_matrix(self, incoming.matrix, assign=assign)
+            self._mark_filled()
         if incoming.bias is not None:
             _state.adopt_bias(self, incoming.bias, assign=assign)
 

@@ -1,4 +1,4 @@
-"""Masks as parametrizations of a weight or bias: those of torch.ao.pruning, and any module that multiplies by 0 and 1."""
+"""Masks as parametrizations of a weight or bias: of torch.ao.pruning, and any module that multiplies by 0 and 1."""
 
 from __future__ import annotations
 

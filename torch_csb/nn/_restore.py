@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_csb.layout import Layout
 from torch_csb.matrix import CSBMatrix
-from torch_csb.nn import _dense, _state
+from torch_csb.nn import _deferred, _dense, _state, _ties
 from torch_csb.nn._choice import shared_weights
 from torch_csb.nn._layer import CSBLayer
 from torch_csb.nn._masks import layer_type
@@ -23,6 +23,8 @@ from torch_csb.nn.sparsify import LAYERS
 @dataclass
 class Prepared:
     model: nn.Module
+    # Where what is on the meta device goes.
+    device: torch.device
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     _plain: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
@@ -30,39 +32,54 @@ class Prepared:
     _replacements: list[tuple[Place, _state.Incoming]] = field(default_factory=list)
 
     def apply(self) -> None:
-        # Without the versions, torch would take the state for one of its oldest and patch it up.
-        self._plain._metadata = getattr(self.model.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
-        self.model.load_state_dict(self._plain, strict=False)
+        ties = _ties.meta_ties(self.model)
+        state = self.model.state_dict()
+        meta = {key for key in self._plain if isinstance(state.get(key), Tensor) and state[key].is_meta}
+        # Data can't be copied to the meta device, and must not replace what optimizers know elsewhere.
+        for assign in (False, True) if meta else (False,):
+            part = OrderedDict((key, t) for key, t in self._plain.items() if (key in meta) == assign)
+            if assign:
+                part = OrderedDict((key, t.to(self.device, state[key].dtype, copy=True)) for key, t in part.items())
+            # Without the versions, torch would take the state for one of its oldest and patch it up.
+            part._metadata = getattr(state, "_metadata", None)  # type: ignore[attr-defined]
+            self.model.load_state_dict(part, strict=False, assign=assign)
         for layer, incoming in self._layers:
-            layer._adopt(incoming)
+            meta_layer = layer.values.is_meta
+            layer._adopt(self._filled(incoming, layer.values) if meta_layer else incoming, assign=meta_layer)
         for place, incoming in self._replacements:
-            _replace(place, incoming)
+            self._replace(place, incoming)
+        _ties.tie(ties)
+
+    @torch.no_grad()
+    def _replace(self, place: Place, incoming: _state.Incoming) -> None:
+        module = place.module()
+        weight = _dense.weight_parameter(module)
+        incoming = self._filled(incoming, weight)
+        layer = LAYERS[layer_type(module)]._replacing(module, incoming.matrix, move=True)
+        layer._adopt(_state.Incoming(bias=incoming.bias), assign=weight.is_meta)
+        put(place, layer)
+        weight.grad = None
+
+    def _filled(self, incoming: _state.Incoming, like: Tensor) -> _state.Incoming:
+        """Tensors of their own, which no mapped file stands behind, in the dtype of ``like`` and where it is."""
+        device = self.device if like.is_meta else like.device
+        matrix, bias = incoming.matrix, incoming.bias
+        if matrix is not None:
+            values = matrix.values.to(device, like.dtype, copy=True)
+            arrays = (getattr(matrix, name).to(device, copy=True) for name in ("codes", "blk_ptr", "blk_pad", "units"))
+            matrix = CSBMatrix(values, *arrays, m=matrix.m, k=matrix.k, layout=matrix.layout)
+        if bias is not None:
+            bias = bias.to(device, like.dtype, copy=True)
+        return _state.Incoming(matrix, bias)
 
 
-@torch.no_grad()
-def _replace(place: Place, incoming: _state.Incoming) -> None:
-    module = place.module()
-    weight = _dense.weight_parameter(module)
-    layer = LAYERS[layer_type(module)]._replacing(module, _copied(incoming.matrix, weight), move=True)
-    layer._adopt(_state.Incoming(bias=incoming.bias))
-    put(place, layer)
-    weight.grad = None
-
-
-def _copied(matrix: CSBMatrix, like: Tensor) -> CSBMatrix:
-    """Tensors of their own, which no mapped file stands behind."""
-    values = matrix.values.to(like.device, like.dtype, copy=True)
-    arrays = (getattr(matrix, name).to(like.device, copy=True) for name in ("codes", "blk_ptr", "blk_pad", "units"))
-    return CSBMatrix(values, *arrays, m=matrix.m, k=matrix.k, layout=matrix.layout)
-
-
-def prepare(model: nn.Module, tensors: Mapping[str, Tensor]) -> Prepared:
+def prepare(model: nn.Module, tensors: Mapping[str, Tensor], device: torch.device | None = None) -> Prepared:
     """Checks names, shapes, dtypes and every index of ``tensors`` (by full name) against ``model``.
 
     Raises:
         ValueError: naming the tensor and what is wrong with it.
     """
-    prepared = Prepared(model)
+    prepared = Prepared(model, device or torch.device("cpu"))
     state = model.state_dict()
     handled: set[str] = set()
     read: dict[tuple[int, ...], _state.Incoming] = {}
@@ -74,7 +91,7 @@ def prepare(model: nn.Module, tensors: Mapping[str, Tensor]) -> Prepared:
         prefix = f"{name}." if name else ""
         keys = [prefix + array for array in _state.ARRAYS]
         if isinstance(module, CSBLayer):
-            expected = _state.Expected.of(module)
+            expected = _state.Expected.of(module, assign=module.values.is_meta)
         elif all(key in tensors and key not in state for key in keys):
             expected = _expected_of_dense(module, prefix, shared, found_place=id(module) in by_module)
         else:
@@ -100,7 +117,7 @@ def prepare(model: nn.Module, tensors: Mapping[str, Tensor]) -> Prepared:
 def _expected_of_dense(module: Any, prefix: str, shared: Mapping[int, str], *, found_place: bool) -> _state.Expected:
     kind = layer_type(module).__name__
     weight = _dense.weight_parameter(module)
-    if reason := _dense.obstacle(module) or shared.get(id(weight)):
+    if reason := _dense.obstacle(module, meta=True) or shared.get(id(weight)):
         raise ValueError(f"{prefix}values: the file holds a CSB layer, and this {kind} can't become one: {reason}")
     if not found_place:
         csb = LAYERS[layer_type(module)].__name__
@@ -117,16 +134,20 @@ def _expected_of_dense(module: Any, prefix: str, shared: Mapping[int, str], *, f
 def _prepare_plain(
     prepared: Prepared, state: Mapping[str, object], tensors: Mapping[str, Tensor], handled: set[str]
 ) -> None:
+    tied = _ties.ties(prepared.model)
     for key, current in state.items():
         if key in handled:
             continue
         if key not in tensors:
-            prepared.missing.append(key)
+            # Files of others hold a tied tensor under one of its names alone.
+            if not any(other in tensors for other in tied.get(key, ())):
+                prepared.missing.append(key)
             continue
         tensor = tensors[key]
         if isinstance(current, Tensor):
             _check(key, current, tensor)
         prepared._plain[key] = tensor
+    prepared.missing.extend(_deferred.meta_buffers(prepared.model))
     prepared.unexpected.extend(key for key in tensors if key not in state and key not in handled)
 
 
