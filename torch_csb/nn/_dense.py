@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import prune
 
 from torch_csb import convert
@@ -48,6 +49,8 @@ def obstacle(mod: nn.Module, *, meta: bool = False) -> str | None:
     if reason := _masks.obstacle(mod):
         return reason
     kind = _masks.layer_type(mod)
+    if issubclass(kind, _ConvNd) and not issubclass(kind, nn.Conv2d):
+        return f"unsupported layer: there is no CSB form of {kind.__name__}"
     if kind not in DENSE_ATTRIBUTES:
         return f"not a plain layer: it is a {kind.__name__}, which may read its weight directly"
     if isinstance(mod, nn.Conv2d) and (reason := _conv_obstacle(mod)):
@@ -76,11 +79,6 @@ def obstacle(mod: nn.Module, *, meta: bool = False) -> str | None:
 def _conv_obstacle(mod: nn.Conv2d) -> str | None:
     if tuple(mod.kernel_size) != (1, 1):
         return f"not a 1x1 convolution: kernel_size is {tuple(mod.kernel_size)}"
-    if mod.groups != 1:
-        return f"grouped convolution: groups is {mod.groups}"
-    # "same" and "valid" add nothing around a 1x1 kernel.
-    if not isinstance(mod.padding, str) and any(mod.padding):
-        return f"padded convolution: padding is {tuple(mod.padding)}"
     return None
 
 

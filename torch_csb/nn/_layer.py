@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch_csb import autograd, convert
 from torch_csb.autograd import ACTIVATIONS
 from torch_csb.matrix import CSBMatrix
-from torch_csb.nn import _dense, _masks, _state
+from torch_csb.nn import _dense, _groups, _masks, _state
 from torch_csb.nn._deferred import Deferred
 from torch_csb.nn._origin import Converted, Origin
 from torch_csb.nn._weight import CompressedWeight
@@ -123,7 +123,7 @@ class CSBLayer(Deferred, Converted):
                 "set activation=None and apply it after the layer"
             )
         dense = self._empty_dense()
-        weight = self.matrix.to_dense().view(self._weight_shape())
+        weight = self._dense_weight().view(self._weight_shape())
         dense.weight = nn.Parameter(weight, requires_grad=self.values.requires_grad)
         if self.bias is not None:
             bias = self.bias
@@ -137,6 +137,9 @@ class CSBLayer(Deferred, Converted):
 
     def _weight_shape(self) -> tuple[int, ...]:
         return (self.m, self.k)
+
+    def _dense_weight(self) -> Tensor:
+        return self.matrix.to_dense()
 
     def _weight_index(self) -> tuple[Tensor, Tensor]:
         """int64 (row, column) of every entry in the dense weight as a matrix, padding left out, in entry order."""
@@ -267,4 +270,6 @@ class CSBLayer(Deferred, Converted):
 def pack(mod: nn.Module, mask: Tensor | None = None, *, block_size: int | None = None, target: str) -> CSBMatrix:
     """The weight of a layer without an obstacle, packed."""
     dense = _dense.read_weight(mod, mask)
+    if (groups := getattr(mod, "groups", 1)) > 1:
+        return _groups.pack(dense.matrix, dense.mask, groups, convert.choose_layout(block_size, target))
     return CSBMatrix.from_dense(dense.matrix, dense.mask, block_size=block_size, target=target)

@@ -125,10 +125,11 @@ def _expected_of_dense(module: Any, prefix: str, shared: Mapping[int, str], *, f
             f"values: the model itself is an nn.{kind}, which can't be replaced in place; "
             f"load into torch_csb.{csb}.from_dense(model)"
         )
-    m, k = weight.shape[:2]
+    groups = getattr(module, "groups", 1)
+    m, k = weight.shape[0], weight.shape[1] * groups
     has_bias = _dense.bias_parameter(module) is not None
     # The layout would serve to pack a dense weight, and the file holds a packed one.
-    return _state.Expected(m, k, tuple(weight.shape), has_bias, Layout.of_block_size(64), weight.device)
+    return _state.Expected(m, k, tuple(weight.shape), has_bias, Layout.of_block_size(64), weight.device, groups)
 
 
 def _prepare_plain(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_csb import convert
 from torch_csb.layout import Layout
 from torch_csb.matrix import CSBMatrix
-from torch_csb.nn import _masks
+from torch_csb.nn import _groups, _masks
 
 ARRAYS = ("values", "codes", "blk_ptr", "blk_pad", "layout")
 
@@ -28,11 +28,20 @@ class Expected:
     # How and where a dense weight is packed; None leaves it where it is.
     layout: Layout
     device: torch.device | None
+    groups: int = 1
 
     @classmethod
     def of(cls, layer: Any, *, assign: bool = False) -> Expected:
         device = None if assign else layer.values.device
-        return cls(layer.m, layer.k, layer._weight_shape(), layer.bias is not None, layer._layout, device)
+        return cls(
+            layer.m,
+            layer.k,
+            layer._weight_shape(),
+            layer.bias is not None,
+            layer._layout,
+            device,
+            getattr(layer, "groups", 1),
+        )
 
 
 @dataclass
@@ -83,7 +92,10 @@ def _read_matrix(arrays: dict[str, Tensor], expected: Expected, prefix: str) -> 
         raise ValueError(f"{prefix}layout: {str(error).removeprefix('layout: ')}") from error
     arrays = {name: _readable(tensor) for name, tensor in arrays.items()}
     try:
-        return CSBMatrix.from_arrays(**arrays, m=expected.m, k=expected.k, layout=layout)
+        matrix = CSBMatrix.from_arrays(**arrays, m=expected.m, k=expected.k, layout=layout)
+        if expected.groups > 1:
+            _groups.local_index(matrix, expected.groups)
+        return matrix
     except ValueError as error:
         name = next((name for name in arrays if f"{name}:" in str(error)), "values")
         raise ValueError(f"{prefix}{name}: {error} (for a weight of {expected.m} x {expected.k})") from error
@@ -121,8 +133,10 @@ def _read_dense(rest: dict[str, Tensor], expected: Expected, prefix: str) -> CSB
     if mask is not None:
         mask = mask.to(weight.device)
         weight = weight * mask.to(weight.dtype)
-        mask = (mask != 0).view(expected.m, expected.k)
-    return CSBMatrix(**convert.pack_dense(weight.reshape(expected.m, expected.k), mask, expected.layout))
+        mask = (mask != 0).flatten(1)
+    if expected.groups > 1:
+        return _groups.pack(weight.flatten(1), mask, expected.groups, expected.layout)
+    return CSBMatrix(**convert.pack_dense(weight.flatten(1), mask, expected.layout))
 
 
 def _read_bias(rest: dict[str, Tensor], expected: Expected, prefix: str) -> Tensor | None:

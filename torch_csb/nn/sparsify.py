@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from torch_csb import convert
 from torch_csb._progress import progress as progress_bar
@@ -58,7 +59,7 @@ def sparsify_(
         progress: a bar on stderr; None shows it on a terminal when the work takes a while.
 
     Returns:
-        A row for each Linear and Conv2d: shape, sparsity, bytes before and after, converted or kept, and why.
+        A row for each Linear and each convolution: shape, sparsity, bytes before and after, converted or kept, and why.
 
     Raises:
         TypeError: ``model`` is itself such a layer, which can't be replaced inside nothing.
@@ -75,7 +76,7 @@ def sparsify_(
     if min_sparsity != "auto" and not (isinstance(min_sparsity, (int, float)) and 0 <= min_sparsity <= 1):
         raise ValueError(f"min_sparsity: expected 'auto' or a number from 0 to 1, got {min_sparsity!r}")
     convert.choose_layout(None, target)
-    found = places(model, lambda module: isinstance(module, (nn.Linear, nn.Conv2d, CSBLayer)))
+    found = places(model, lambda module: isinstance(module, (nn.Linear, _ConvNd, CSBLayer)))
     choice = Choice(model, found, filter_fn, exclude, min_sparsity)
     report = Report()
     for place in _bar(found, progress, "packing"):
@@ -122,7 +123,9 @@ def densify_(model: nn.Module, *, progress: bool | None = None) -> Report:
         layer.values.grad = None
         after = _bytes(dense.weight)
         kind = type(layer).__name__
-        report.rows.append(ReportRow(place.name, kind, (layer.m, layer.k), layer.sparsity, before, after, "converted"))
+        report.rows.append(
+            ReportRow(place.name, kind, layer._weight_shape()[:2], layer.sparsity, before, after, "converted")
+        )
         layer = dense = None
     return report
 
@@ -131,7 +134,7 @@ def _judge(place: Place, module: Any, choice: Choice, target: str) -> tuple[Repo
     """The report's row and, where the layer is to be converted, its packed weight."""
     if isinstance(module, CSBLayer):
         size = module.matrix.nbytes
-        row = (place.name, type(module).__name__, (module.m, module.k), module.sparsity, size)
+        row = (place.name, type(module).__name__, module._weight_shape()[:2], module.sparsity, size)
         return ReportRow(*row, size, "kept", choice.obstacle(place, module)), None
     reason = choice.obstacle(place, module)
     sparsity = matrix = None
@@ -182,7 +185,7 @@ def _warn_nothing(report: Report) -> None:
         why = "; ".join(f"{count} {reason}" for reason, count in counts.most_common())
         message = f"sparsify_ converted none of {len(report.rows)} layers ({why}); the report tells each one's reason"
     else:
-        message = "sparsify_ converted nothing: the model holds no nn.Linear and no nn.Conv2d"
+        message = "sparsify_ converted nothing: the model holds no nn.Linear and no convolution"
     # Past torch.no_grad's wrapper, at the caller's line.
     warnings.warn(message, UserWarning, stacklevel=4)
 
