@@ -393,3 +393,31 @@ def test_a_bare_parametrized_layer_is_refused_with_its_name():
     parametrize.register_parametrization(layer, "weight", Mask(torch.ones(8, 8)))
     with warnings.catch_warnings(), pytest.raises(TypeError, match="model: an nn.Linear can't be replaced in place"):
         sparsify_(layer)
+
+
+@pytest.mark.parametrize("way", [by_prune, by_parametrize, by_two_masks])
+def test_a_layer_that_stayed_dense_and_masked_loads_into_one_without_a_mask(way, tmp_path):
+    net, fresh = dense_net(), dense_net()
+    way(net, random_masks(net))
+    sparsify_(net, exclude="2")
+    save(net, tmp_path / "net.safetensors")
+    x = torch.randn(4, 70, dtype=torch.float64)
+    assert load_into(fresh, tmp_path / "net.safetensors") == ([], [])
+    assert type(fresh[0]) is CSBLinear and type(fresh[2]) is nn.Linear
+    with torch.no_grad():  # deepcopy takes no product that still has a graph
+        torch.testing.assert_close(fresh(x), net(x))
+    twin = copy.deepcopy(net)  # With the same mask in place the original is loaded.
+    twin[2].load_state_dict({key: torch.zeros_like(tensor) for key, tensor in net[2].state_dict().items()})
+    load_into(twin, tmp_path / "net.safetensors")
+    assert torch.equal(twin(x), net(x))
+
+
+def test_a_mask_of_another_shape_is_refused_by_name(tmp_path):
+    net, fresh = dense_net(), dense_net()
+    by_prune(net, random_masks(net))
+    net[2].weight_mask = torch.ones(3)
+    from safetensors.torch import save_file
+
+    save_file({key: tensor.contiguous() for key, tensor in net.state_dict().items()}, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"2.weight_mask: expected shape \(50, 64\), got \(3,\)"):
+        load_into(fresh, tmp_path / "net.safetensors")

@@ -7,11 +7,21 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 import torch_csb
 from torch_csb import CSBLinear, migrate_optimizer_, param_groups, sparsify_
 from torch_csb.nn._layer import CSBLayer
+
+
+class Mask(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, tensor):
+        return tensor * self.mask
+
 
 STEPS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.1),
@@ -148,6 +158,25 @@ def test_groups_keep_order_options_and_names():
     assert two["param_names"] == ["0.values", "3.bias", "4.bias"]
     for group, option in zip(optimizer.param_groups, options, strict=True):
         assert {key: group[key] for key in option} == option
+
+
+def test_a_parametrized_mask_migrates_too(device):
+    model = dense_model(device)
+    named = torch.optim.AdamW(list(model.named_parameters()))
+    mask = torch.rand_like(model[3].weight) > 0.9
+    parametrize.register_parametrization(model[3], "weight", Mask(mask))
+    parametrize.register_parametrization(model[3], "bias", Mask(torch.ones_like(model[3].bias)))
+    train(model, named, data(device))
+    original = model[3].parametrizations.weight.original
+    moment = named.state[original]["exp_avg"].clone()
+    sparsify_(model)
+    assert migrate_optimizer_(named, model) == ["3.values"]
+    group = named.param_groups[0]
+    assert ids(group) == [id(p) for p in model.parameters()]
+    assert group["param_names"] == [name for name, _ in model.named_parameters()]
+    layer = model[3]
+    stored = named.state[layer.values]["exp_avg"]
+    assert torch.equal(layer.matrix.with_values(stored).to_dense(), moment * mask)
 
 
 def test_the_dense_weights_are_let_go():

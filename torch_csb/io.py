@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from torch_csb._files.folder import safetensors_files
 from torch_csb.nn._deferred import meta_buffers
 from torch_csb.nn._restore import prepare
 
@@ -106,6 +107,8 @@ def load_into(
 ) -> LoadResult:
     """Reads a file of :func:`save`, or any safetensors file with the model's names, into ``model``.
 
+    ``path`` may be a folder of Hugging Face's ``save_pretrained``, too, with one file or several and their index.
+
     Every layer takes what the file has for it: a CSB layer adopts the file's pattern, or packs a dense weight of the
     file with its zeros; an ``nn.Linear`` or 1×1 ``nn.Conv2d`` for which the file holds a CSB layer is replaced by
     one, in place. The model's dtypes and devices stay. Parameters stay the same objects, but for replaced layers;
@@ -125,7 +128,12 @@ def load_into(
             wrong.
     """
     path = Path(path)
-    tensors = _read_file(path)
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    for file in safetensors_files(path):
+        for name, tensor in _read_file(file).items():
+            if name in tensors:
+                raise ValueError(f"{file}: {name} is in another file of this folder too")
+            tensors[name] = tensor
     try:
         prepared = prepare(model, tensors, _target(device))
     except ValueError as error:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import prune
 
 from torch_csb import convert
@@ -49,7 +48,7 @@ def obstacle(mod: nn.Module, *, meta: bool = False) -> str | None:
     if reason := _masks.obstacle(mod):
         return reason
     kind = _masks.layer_type(mod)
-    if issubclass(kind, _ConvNd) and not issubclass(kind, nn.Conv2d):
+    if not issubclass(kind, tuple(DENSE_ATTRIBUTES)):
         return f"unsupported layer: there is no CSB form of {kind.__name__}"
     if kind not in DENSE_ATTRIBUTES:
         return f"not a plain layer: it is a {kind.__name__}, which may read its weight directly"

@@ -105,3 +105,27 @@ def take(rest: dict[str, Tensor], name: str, shape: tuple[int, ...], prefix: str
     for key in keys:
         del rest[key]
     return tensor, mask
+
+
+def product(tensors: Mapping[str, Tensor], key: str) -> tuple[Tensor, list[str]] | None:
+    """What a masked layer computes with as ``key`` (``"fc.weight"``), of a model's state_dict that holds original and
+    mask instead, and the keys of these; None where it doesn't.
+
+    Raises:
+        ValueError: a mask of another shape, or something else than masks.
+    """
+    parent, dot, name = key.rpartition(".")
+    prefix = parent + dot
+    orig, mask = (f"{key}_{part}" for part in ("orig", "mask"))
+    if orig in tensors and mask in tensors:
+        if tensors[orig].shape != tensors[mask].shape:
+            shapes = tuple(tensors[orig].shape), tuple(tensors[mask].shape)
+            raise ValueError(f"{mask}: expected shape {shapes[0]}, got {shapes[1]}")
+        return tensors[orig] * tensors[mask].to(tensors[orig].dtype), [orig, mask]
+    start = f"{prefix}parametrizations.{name}."
+    if start + "original" not in tensors:
+        return None
+    used = [key for key in tensors if key.startswith(start)]
+    shape = tuple(tensors[start + "original"].shape)
+    tensor, kept = take({key[len(prefix) :]: tensors[key] for key in used}, name, shape, prefix)
+    return tensor.masked_fill(~kept, 0), used

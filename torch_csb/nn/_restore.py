@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_csb.layout import Layout
 from torch_csb.matrix import CSBMatrix
-from torch_csb.nn import _deferred, _dense, _state, _ties
+from torch_csb.nn import _deferred, _dense, _masks, _state, _ties
 from torch_csb.nn._choice import shared_weights
 from torch_csb.nn._layer import CSBLayer
 from torch_csb.nn._masks import layer_type
@@ -139,12 +139,14 @@ def _prepare_plain(
     for key, current in state.items():
         if key in handled:
             continue
-        if key not in tensors:
+        masked = _masks.product(tensors, key) if key not in tensors else None
+        if masked is None and key not in tensors:
             # Files of others hold a tied tensor under one of its names alone.
             if not any(other in tensors for other in tied.get(key, ())):
                 prepared.missing.append(key)
             continue
-        tensor = tensors[key]
+        tensor, used = masked or (tensors[key], [])
+        handled.update(used)
         if isinstance(current, Tensor):
             _check(key, current, tensor)
         prepared._plain[key] = tensor

@@ -36,6 +36,7 @@ def sparsify_(
     *,
     filter_fn: Callable[[str, nn.Module], bool] | None = None,
     exclude: str | nn.Module | Iterable[str | nn.Module] = (),
+    include: str | nn.Module | Iterable[str | nn.Module] = (),
     min_sparsity: float | str = "auto",
     target: str = "auto",
     dry_run: bool = False,
@@ -53,17 +54,20 @@ def sparsify_(
     Args:
         filter_fn: called with (name, module); a layer for which it is false is kept.
         exclude: names (``"head"``), patterns (``"decoder.*.out"``) or modules to keep, with everything inside them.
+        include: names, patterns or modules of output heads to convert. A language model's ``lm_head``, and what a
+            Hugging Face model calls its output embeddings, is kept otherwise; one that is tied is always kept.
         min_sparsity: convert layers at least this sparse. ``"auto"`` asks for 0.5 and fewer bytes than dense.
         target: ``"cpu"``, ``"cuda"`` or ``"auto"`` (CUDA where torch has it), where the model will run.
         dry_run: change nothing, and return the report that a real run would.
         progress: a bar on stderr; None shows it on a terminal when the work takes a while.
 
     Returns:
-        A row for each Linear and each convolution: shape, sparsity, bytes before and after, converted or kept, and why.
+        A row for each Linear, each convolution and whatever else is pruned: shape, sparsity, bytes before and after,
+        converted or kept, and why.
 
     Raises:
         TypeError: ``model`` is itself such a layer, which can't be replaced inside nothing.
-        ValueError: an argument out of range, or a name in ``exclude`` that the model doesn't have.
+        ValueError: an argument out of range, or a name in ``exclude`` or ``include`` that the model doesn't have.
 
     Warns:
         UserWarning: nothing was converted, with the reasons.
@@ -76,8 +80,8 @@ def sparsify_(
     if min_sparsity != "auto" and not (isinstance(min_sparsity, (int, float)) and 0 <= min_sparsity <= 1):
         raise ValueError(f"min_sparsity: expected 'auto' or a number from 0 to 1, got {min_sparsity!r}")
     convert.choose_layout(None, target)
-    found = places(model, lambda module: isinstance(module, (nn.Linear, _ConvNd, CSBLayer)))
-    choice = Choice(model, found, filter_fn, exclude, min_sparsity)
+    found = places(model, _is_of_interest)
+    choice = Choice(model, found, filter_fn, exclude, include, min_sparsity)
     report = Report()
     for place in _bar(found, progress, "packing"):
         module = place.module()
@@ -128,6 +132,11 @@ def densify_(model: nn.Module, *, progress: bool | None = None) -> Report:
         )
         layer = dense = None
     return report
+
+
+def _is_of_interest(module: nn.Module) -> bool:
+    """A layer that may be converted, or of which a user may think so and wants to know why it was not."""
+    return isinstance(module, (nn.Linear, _ConvNd, CSBLayer)) or _dense.is_pruned(module, "weight")
 
 
 def _judge(place: Place, module: Any, choice: Choice, target: str) -> tuple[ReportRow, CSBMatrix | None]:
