@@ -325,6 +325,14 @@ def test_a_mask_on_the_bias_is_resolved_and_anything_else_there_is_refused_befor
     assert reasons(report)["2"] == "parametrized: Scale does more to its bias than a fixed mask of zeros and ones"
 
 
+def test_a_weight_of_zeros_hides_no_scale():
+    layer = nn.Linear(8, 8)
+    layer.weight.data.zero_()
+    parametrize.register_parametrization(layer, "weight", Scale())
+    with pytest.raises(ValueError, match="parametrized: Scale does more"):
+        CSBLinear.from_dense(layer)
+
+
 def test_a_mask_that_changes_the_dtype_is_no_mask():
     layer = nn.Linear(64, 64, dtype=torch.bfloat16)
     parametrize.register_parametrization(layer, "weight", Mask(torch.ones(64, 64)), unsafe=True)

@@ -9,7 +9,7 @@ import torch
 from small_net import Net, sparse_net
 from torch import nn
 
-from torch_csb import CSBConv2d, CSBLinear, load_into, save, sparsify_
+from torch_csb import CSBConv2d, CSBLinear, CSBMatrix, load_into, save, sparsify_
 from torch_csb.nn._layer import CSBLayer
 
 UNFILLED = "its tensors are unfilled: load its state before it is used"
@@ -213,7 +213,20 @@ def test_filling_the_buffers_in_place_counts_too(device):
             layer(x)
         layer.blk_pad.copy_(source.blk_pad)
     assert torch.equal(layer(x), source(x)) and torch.equal(layer.units, source.units)
-    assert "forward" not in vars(layer)
+    assert "forward" not in vars(layer) and torch.equal(layer.layout, source.layout)
+
+
+def test_a_layout_that_came_with_the_buffers_counts_too():
+    def one_block(block_size):
+        return CSBLinear(CSBMatrix.from_dense(torch.eye(12), block_size=block_size))
+
+    source, layer = one_block(64), one_block(16).to_empty(device="cpu")
+    with torch.no_grad():
+        for name in ("values", "codes", "blk_ptr", "blk_pad", "layout"):
+            getattr(layer, name).copy_(getattr(source, name))
+    x = torch.randn(3, 12)
+    assert torch.equal(layer(x), x) and layer.block_size == 64
+    layer.matrix.validate()
 
 
 def test_moves_and_casts_are_no_to_empty(device):

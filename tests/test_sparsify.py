@@ -250,6 +250,40 @@ def test_exclude_takes_names_patterns_and_modules_with_everything_inside():
         sparsify_(model(), exclude=[3])
 
 
+class Asked(nn.Module):
+    """A model that says which layer makes its logits, as those of Hugging Face do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.top = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def get_output_embeddings(self):
+        return self.top
+
+
+class Unsure(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lm_head = nn.Linear(64, 64)
+
+    def get_output_embeddings(self):
+        raise NotImplementedError
+
+
+def test_output_heads_are_kept_by_default():
+    model = zero_out(nn.ModuleDict({"asked": Asked(), "unsure": Unsure(), "lm_head_norm": nn.Linear(64, 64)}))
+    report = sparsify_(copy.deepcopy(model))
+    assert names(report) == ["asked.body", "lm_head_norm"]
+    assert reasons(report) == {
+        name: f"output head: kept by default, include={name!r} converts it" for name in ("asked.top", "unsure.lm_head")
+    }
+    assert names(sparsify_(copy.deepcopy(model), include="*.lm_head"))[1:] == ["unsure.lm_head", "lm_head_norm"]
+    report = sparsify_(model, include=[model["asked"], model["unsure"].lm_head], exclude="lm_head_norm")
+    assert reasons(report) == {"lm_head_norm": "excluded"}
+    with pytest.raises(TypeError, match="include: expected names, patterns or modules, got int"):
+        sparsify_(model, include=[3])
+
+
 def test_filter_fn_sees_name_and_module():
     model = zero_out(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32)))
     report = sparsify_(model, filter_fn=lambda name, module: name == "1" and module.out_features == 32)

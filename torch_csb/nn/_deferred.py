@@ -22,6 +22,7 @@ class Deferred(nn.Module):
 
     m: int
     k: int
+    block_size: int
     _layout: Layout
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Deferred:
@@ -59,10 +60,12 @@ class Deferred(nn.Module):
         try:
             if values.numel() == 0:
                 raise ValueError("there are no entries")
-            matrix = CSBMatrix.from_arrays(values, **arrays, m=self.m, k=self.k, layout=self._layout)
+            layout = Layout.from_tensor(self._buffers["layout"])
+            matrix = CSBMatrix.from_arrays(values, **arrays, m=self.m, k=self.k, layout=layout)
         except ValueError as error:
             raise RuntimeError(self._no_data(str(error))) from None
         self._buffers["units"] = matrix.units
+        self._layout, self.block_size = layout, layout.block_size
         self._mark_filled()
         return self(*args, **kwargs)
 

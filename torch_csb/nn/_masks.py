@@ -117,13 +117,13 @@ def product(tensors: Mapping[str, Tensor], key: str) -> tuple[Tensor, list[str]]
     parent, dot, name = key.rpartition(".")
     prefix = parent + dot
     orig, mask = (f"{key}_{part}" for part in ("orig", "mask"))
-    if orig in tensors and mask in tensors:
+    if isinstance(tensors.get(orig), Tensor) and isinstance(tensors.get(mask), Tensor):
         if tensors[orig].shape != tensors[mask].shape:
             shapes = tuple(tensors[orig].shape), tuple(tensors[mask].shape)
             raise ValueError(f"{mask}: expected shape {shapes[0]}, got {shapes[1]}")
         return tensors[orig] * tensors[mask].to(tensors[orig].dtype), [orig, mask]
     start = f"{prefix}parametrizations.{name}."
-    if start + "original" not in tensors:
+    if not isinstance(tensors.get(start + "original"), Tensor):
         return None
     used = [key for key in tensors if key.startswith(start)]
     shape = tuple(tensors[start + "original"].shape)
