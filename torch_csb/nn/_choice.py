@@ -23,8 +23,8 @@ class Choice:
         found: list[Place],
         filter_fn: Callable[[str, nn.Module], bool] | None,
         exclude: str | nn.Module | Iterable[str | nn.Module],
-        include: str | nn.Module | Iterable[str | nn.Module],
         min_sparsity: float | str,
+        include: str | nn.Module | Iterable[str | nn.Module] = (),
     ) -> None:
         self._filter = filter_fn
         self._excluded = excluded_modules(model, exclude)

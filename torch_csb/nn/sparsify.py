@@ -81,7 +81,7 @@ def sparsify_(
         raise ValueError(f"min_sparsity: expected 'auto' or a number from 0 to 1, got {min_sparsity!r}")
     convert.choose_layout(None, target)
     found = places(model, _is_of_interest)
-    choice = Choice(model, found, filter_fn, exclude, include, min_sparsity)
+    choice = Choice(model, found, filter_fn, exclude, min_sparsity, include)
     report = Report()
     for place in _bar(found, progress, "packing"):
         module = place.module()
