@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAPERS = ("README.md", "docs/format.md", "docs/numerics.md", "docs/pruning.md", "docs/integration.md")
+PAPERS = ("README.md", "docs/format.md", "docs/integration.md", "docs/numerics.md", "docs/pruning.md")
 
 
 def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -72,4 +73,6 @@ def test_readme_starts_in_ten_lines(tmp_path: Path) -> None:
 def test_python_blocks_of_papers_run(paper: str, tmp_path: Path) -> None:
     blocks = python_blocks(paper)
     assert blocks, f"{paper} has no Python block"
+    if importlib.util.find_spec("transformers") is None:
+        blocks = [block for block in blocks if "import transformers" not in block]
     run_python("-c", "\n".join(blocks), cwd=tmp_path)

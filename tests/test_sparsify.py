@@ -85,8 +85,9 @@ def test_report_rows_hold_what_was_measured():
 def test_report_prints_an_aligned_table():
     report = sparsify_(zero_out(Net()))
     lines = str(report).splitlines()
-    assert len(lines) == 7
     assert all(len(line) <= len(lines[1]) for line in lines)
+    lines, notes = lines[:7], lines[7:]
+    assert " ".join(notes) == report.notes[0] and "torch_csb.param_groups(model, weight_decay)" in report.notes[0]
     after = lines[0].index("after") + len("after")
     for line, row in zip(lines[2:5], report.rows, strict=True):
         assert line[:after].endswith(human_bytes(row.bytes_after)) and row.name in line and row.action in line
@@ -249,6 +250,40 @@ def test_exclude_takes_names_patterns_and_modules_with_everything_inside():
         sparsify_(model(), exclude=[3])
 
 
+class Asked(nn.Module):
+    """A model that says which layer makes its logits, as those of Hugging Face do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.top = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def get_output_embeddings(self):
+        return self.top
+
+
+class Unsure(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lm_head = nn.Linear(64, 64)
+
+    def get_output_embeddings(self):
+        raise NotImplementedError
+
+
+def test_output_heads_are_kept_by_default():
+    model = zero_out(nn.ModuleDict({"asked": Asked(), "unsure": Unsure(), "lm_head_norm": nn.Linear(64, 64)}))
+    report = sparsify_(copy.deepcopy(model))
+    assert names(report) == ["asked.body", "lm_head_norm"]
+    assert reasons(report) == {
+        name: f"output head: kept by default, include={name!r} converts it" for name in ("asked.top", "unsure.lm_head")
+    }
+    assert names(sparsify_(copy.deepcopy(model), include="*.lm_head"))[1:] == ["unsure.lm_head", "lm_head_norm"]
+    report = sparsify_(model, include=[model["asked"], model["unsure"].lm_head], exclude="lm_head_norm")
+    assert reasons(report) == {"lm_head_norm": "excluded"}
+    with pytest.raises(TypeError, match="include: expected names, patterns or modules, got int"):
+        sparsify_(model, include=[3])
+
+
 def test_filter_fn_sees_name_and_module():
     model = zero_out(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32)))
     report = sparsify_(model, filter_fn=lambda name, module: name == "1" and module.out_features == 32)
@@ -279,7 +314,7 @@ def test_nothing_converted_warns_at_the_callers_line_with_the_reasons():
     with pytest.warns(UserWarning, match=r"none of 3 layers \(2 too dense; 1 not a 1x1 convolution\)") as caught:
         sparsify_(model)
     assert caught[0].filename == __file__
-    with pytest.warns(UserWarning, match="the model holds no nn.Linear and no nn.Conv2d"):
+    with pytest.warns(UserWarning, match="the model holds no nn.Linear and no convolution"):
         sparsify_(nn.Sequential(nn.ReLU()))
 
 

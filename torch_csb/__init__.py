@@ -7,6 +7,7 @@ from torch_csb.explain import explain
 from torch_csb.io import load_into, save
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import CSBConv2d, CSBLinear, densify_, sparsify_
+from torch_csb.optim import migrate_optimizer_, param_groups, relayout_
 
 __all__ = [
     "CSBConv2d",
@@ -17,7 +18,10 @@ __all__ = [
     "densify_",
     "explain",
     "load_into",
+    "migrate_optimizer_",
     "ops",
+    "param_groups",
+    "relayout_",
     "save",
     "sparsify_",
 ]

@@ -12,7 +12,8 @@ _ops = torch.ops.torch_csb
 
 def _product(values, x, features: int, dim: int) -> torch.Tensor:
     if values.device != x.device:
-        raise RuntimeError(f"values: expected a tensor on {x.device} like x, got one on {values.device}")
+        hint = "; load the layer's state with load_into, or load_state_dict(…, assign=True)" if values.is_meta else ""
+        raise RuntimeError(f"values: expected a tensor on {x.device} like x, got one on {values.device}{hint}")
     shape = list(x.shape)
     shape[dim] = features
     return values.new_empty(shape)

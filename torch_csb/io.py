@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from torch_csb._files.folder import safetensors_files
+from torch_csb.nn._deferred import meta_buffers
 from torch_csb.nn._restore import prepare
 from torch_csb.nn._shard import refuse_sharded
 
@@ -102,8 +105,16 @@ def _distinct(state: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str,
     return tensors, aliases
 
 
-def load_into(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> LoadResult:
+def load_into(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    strict: bool = True,
+    *,
+    device: torch.device | str | None = None,
+) -> LoadResult:
     """Reads a file of :func:`save`, or any safetensors file with the model's names, into ``model``.
+
+    ``path`` may be a folder of Hugging Face's ``save_pretrained``, too, with one file or several and their index.
 
     Every layer takes what the file has for it: a CSB layer adopts the file's pattern, or packs a dense weight of the
     file with its zeros; an ``nn.Linear`` or 1×1 ``nn.Conv2d`` for which the file holds a CSB layer is replaced by
@@ -111,8 +122,12 @@ def load_into(model: nn.Module, path: str | os.PathLike[str], strict: bool = Tru
     make the optimizer anew where a pattern changed. Everything is checked first: on an error the model keeps every
     bit.
 
+    A model built under ``torch.device("meta")`` gets its tensors here: each goes to ``device``, in the model's dtype
+    and with its ``requires_grad``, and what was tied stays tied. Parameters are new objects then.
+
     Args:
         strict: raise for missing and unexpected names too, instead of returning them.
+        device: where tensors on the meta device go, by default torch's default device; others stay where they are.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -120,17 +135,31 @@ def load_into(model: nn.Module, path: str | os.PathLike[str], strict: bool = Tru
             wrong.
     """
     path = Path(path)
-    tensors = _read_file(path)
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    for file in safetensors_files(path):
+        for name, tensor in _read_file(file).items():
+            if name in tensors:
+                raise ValueError(f"{file}: {name} is in another file of this folder too")
+            tensors[name] = tensor
     try:
-        prepared = prepare(model, tensors)
+        prepared = prepare(model, tensors, _target(device))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if strict and (prepared.missing or prepared.unexpected):
         problems = (("missing", prepared.missing), ("unexpected", prepared.unexpected))
         lists = "; ".join(f"{what} {', '.join(names)}" for what, names in problems if names)
+        if lost := meta_buffers(model):
+            lists += f"; no file holds {lost[0]}, a buffer with persistent=False: build it outside torch.device('meta')"
         raise ValueError(f"{path}: doesn't fit the model: {lists} (strict=False loads the rest)")
     prepared.apply()
     return LoadResult(prepared.missing, prepared.unexpected)
+
+
+def _target(device: torch.device | str | None) -> torch.device:
+    target = torch.get_default_device() if device is None else torch.device(device)
+    if target.type == "meta":
+        raise ValueError("device: expected one that holds data, got meta; call load_into outside torch.device('meta')")
+    return target
 
 
 def _read_file(path: Path) -> OrderedDict[str, Tensor]:

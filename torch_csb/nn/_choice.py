@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Callable, Iterable
 
@@ -23,9 +24,11 @@ class Choice:
         filter_fn: Callable[[str, nn.Module], bool] | None,
         exclude: str | nn.Module | Iterable[str | nn.Module],
         min_sparsity: float | str,
+        include: str | nn.Module | Iterable[str | nn.Module] = (),
     ) -> None:
         self._filter = filter_fn
         self._excluded = excluded_modules(model, exclude)
+        self._heads = output_heads(model) - excluded_modules(model, include, "include")
         self._shared = shared_weights(model)
         self._attention = {
             id(child)
@@ -47,10 +50,28 @@ class Choice:
             return "excluded"
         if self._filter is not None and not self._filter(place.name, module):
             return "excluded: filter_fn returned false"
-        return self._shared.get(id(_dense.weight_parameter(module)))
+        if reason := self._shared.get(id(_dense.weight_parameter(module))):
+            return reason
+        if id(module) in self._heads:
+            return f"output head: kept by default, include={place.name!r} converts it"
+        return None
 
 
-def excluded_modules(model: nn.Module, exclude: str | nn.Module | Iterable[str | nn.Module]) -> set[int]:
+def output_heads(model: nn.Module) -> set[int]:
+    """The layers that make a language model's logits, which rarely stand pruning well, and often are tied: by their
+    usual name, or by what a Hugging Face model says."""
+    heads = {id(module) for name, module in model.named_modules() if name.rpartition(".")[2] == "lm_head"}
+    for module in model.modules():
+        if callable(ask := getattr(module, "get_output_embeddings", None)):
+            with contextlib.suppress(NotImplementedError, AttributeError):
+                heads.add(id(ask()))
+    return heads
+
+
+def excluded_modules(
+    model: nn.Module, exclude: str | nn.Module | Iterable[str | nn.Module], argument: str = "exclude"
+) -> set[int]:
+    """Ids of the modules that names, patterns and modules stand for, with everything inside them."""
     items = [exclude] if isinstance(exclude, (str, nn.Module)) else list(exclude)
     named = list(model.named_modules(remove_duplicate=False))
     roots: list[nn.Module] = []
@@ -60,10 +81,10 @@ def excluded_modules(model: nn.Module, exclude: str | nn.Module | Iterable[str |
         elif isinstance(item, str):
             matches = [module for name, module in named if name and fnmatch.fnmatchcase(name, item)]
             if not matches and not set(item) & set("*?["):
-                raise ValueError(f"exclude: the model has no module {item!r}")
+                raise ValueError(f"{argument}: the model has no module {item!r}")
             roots.extend(matches)
         else:
-            raise TypeError(f"exclude: expected names, patterns or modules, got {type(item).__name__}")
+            raise TypeError(f"{argument}: expected names, patterns or modules, got {type(item).__name__}")
     return {id(module) for root in roots for module in root.modules()}
 
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import prune
 
 from torch_csb import convert
+from torch_csb.nn import _masks
 
 _HOOKS = (
     "_backward_pre_hooks",
@@ -39,18 +40,24 @@ class DenseWeight(NamedTuple):
     parameter: nn.Parameter
 
 
-def obstacle(mod: nn.Module) -> str | None:
-    """Why ``mod`` can't become a CSB layer, as ``"kind of reason: detail"``, or None. Reads no data."""
-    if parametrize.is_parametrized(mod):
-        return "parametrized: its weight is computed from other tensors"
-    if type(mod) not in DENSE_ATTRIBUTES:
-        return f"not a plain layer: it is a {type(mod).__name__}, which may read its weight directly"
+def obstacle(mod: nn.Module, *, meta: bool = False) -> str | None:
+    """Why ``mod`` can't become a CSB layer, as ``"kind of reason: detail"``, or None. Reads no data.
+
+    With ``meta`` the weight may be on the meta device, for its data comes from elsewhere.
+    """
+    if reason := _masks.obstacle(mod):
+        return reason
+    kind = _masks.layer_type(mod)
+    if not issubclass(kind, tuple(DENSE_ATTRIBUTES)):
+        return f"unsupported layer: there is no CSB form of {kind.__name__}"
+    if kind not in DENSE_ATTRIBUTES:
+        return f"not a plain layer: it is a {kind.__name__}, which may read its weight directly"
     if isinstance(mod, nn.Conv2d) and (reason := _conv_obstacle(mod)):
         return reason
     if "forward" in vars(mod):
         return "not a plain layer: its forward was replaced"
-    if mod._modules:
-        return f"not a plain layer: it has the submodule {next(iter(mod._modules))!r}"
+    if inner := [name for name in mod._modules if name != "parametrizations"]:
+        return f"not a plain layer: it has the submodule {inner[0]!r}"
     if any(getattr(mod, name) for name in _STATE_HOOKS):
         return "not a plain layer: its state_dict hooks know a dense weight"
     known = {"weight", "bias"}
@@ -58,7 +65,7 @@ def obstacle(mod: nn.Module) -> str | None:
     if extra := [name for name in (*mod._parameters, *mod._buffers) if name not in known]:
         return f"not a plain layer: it holds the tensor {extra[0]!r}"
     weight = weight_parameter(mod)
-    if reason := _weight_obstacle(weight):
+    if reason := _weight_obstacle(weight, ("cpu", "cuda", "meta") if meta else ("cpu", "cuda")):
         return reason
     bias = bias_parameter(mod)
     if bias is not None and (bias.dtype, bias.device) != (weight.dtype, weight.device):
@@ -71,15 +78,10 @@ def obstacle(mod: nn.Module) -> str | None:
 def _conv_obstacle(mod: nn.Conv2d) -> str | None:
     if tuple(mod.kernel_size) != (1, 1):
         return f"not a 1x1 convolution: kernel_size is {tuple(mod.kernel_size)}"
-    if mod.groups != 1:
-        return f"grouped convolution: groups is {mod.groups}"
-    # "same" and "valid" add nothing around a 1x1 kernel.
-    if not isinstance(mod.padding, str) and any(mod.padding):
-        return f"padded convolution: padding is {tuple(mod.padding)}"
     return None
 
 
-def _weight_obstacle(weight: nn.Parameter | None) -> str | None:
+def _weight_obstacle(weight: nn.Parameter | None, devices: Collection[str]) -> str | None:
     if weight is None:
         return "parametrized: its weight is not a Parameter of its own"
     if type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
@@ -88,7 +90,7 @@ def _weight_obstacle(weight: nn.Parameter | None) -> str | None:
         return f"unsupported weight: its layout is {weight.layout}, expected torch.strided"
     if weight.dtype not in convert.VALUE_DTYPES:
         return f"unsupported weight: its dtype is {weight.dtype}, expected float64, float32, bfloat16 or float16"
-    if weight.device.type not in ("cpu", "cuda"):
+    if weight.device.type not in devices:
         return f"unsupported weight: it is on {weight.device}, expected cpu or cuda"
     return None
 
@@ -104,19 +106,25 @@ def _is_pruning_hook(hook: object, names: Collection[str]) -> bool:
 
 def weight_parameter(mod: nn.Module) -> nn.Parameter | None:
     """The trained tensor behind ``mod.weight``."""
-    return mod._parameters.get("weight_orig" if is_pruned(mod, "weight") else "weight")
+    return _parameter(mod, "weight")
 
 
 def bias_parameter(mod: nn.Module) -> nn.Parameter | None:
     """The trained tensor behind ``mod.bias``."""
-    return mod._parameters.get("bias_orig" if is_pruned(mod, "bias") else "bias")
+    return _parameter(mod, "bias")
+
+
+def _parameter(mod: nn.Module, name: str) -> nn.Parameter | None:
+    if _masks.is_parametrized(mod, name):
+        return _masks.original(mod, name)
+    return mod._parameters.get(f"{name}_orig" if is_pruned(mod, name) else name)
 
 
 def read_weight(mod: nn.Module, mask: Tensor | None = None) -> DenseWeight:
     """The weight of a layer without an :func:`obstacle`; a pruning mask and ``mask`` are combined.
 
     Raises:
-        ValueError: a mask has another shape, or a pruning mask holds more than zeros and ones.
+        ValueError: a mask has another shape, or holds more than zeros and ones; a parametrization is no mask.
     """
     parameter = weight_parameter(mod)
     shape = parameter.shape
@@ -131,6 +139,11 @@ def read_weight(mod: nn.Module, mask: Tensor | None = None) -> DenseWeight:
             raise ValueError("pruning mask: expected zeros and ones, got other values")
         kept = pruning != 0
         mask = kept if mask is None else kept.logical_and_(mask)
+    elif _masks.is_parametrized(mod, "weight"):
+        kept = _masks.read(mod, "weight")
+        mask = kept if mask is None else kept.logical_and_(mask)
+    if _masks.is_parametrized(mod, "bias"):
+        _masks.read(mod, "bias")  # Raises here, before anything has changed.
     matrix = parameter.detach()
     if matrix.dim() == 4:
         matrix = matrix[:, :, 0, 0]
@@ -148,14 +161,22 @@ def _is_binary(mask: Tensor) -> bool:
 
 
 def read_bias(mod: nn.Module, *, move: bool) -> nn.Parameter | None:
-    """The effective bias: the layer's very Parameter with ``move``, else a copy."""
-    pruned, bias = is_pruned(mod, "bias"), bias_parameter(mod)
+    """The effective bias: the layer's very Parameter with ``move``, else a copy.
+
+    Raises:
+        ValueError: a parametrization of the bias is no mask.
+    """
+    bias, mask = bias_parameter(mod), None
     if bias is None:
         return None
-    effective = bias.detach() * mod._buffers["bias_mask"].to(bias.dtype) if pruned else bias.detach()
+    if is_pruned(mod, "bias"):
+        mask = mod._buffers["bias_mask"].to(bias.dtype)
+    elif _masks.is_parametrized(mod, "bias"):
+        mask = _masks.read(mod, "bias").to(bias.dtype)
+    effective = bias.detach() if mask is None else bias.detach() * mask
     if not move:
         return nn.Parameter(effective.clone(), requires_grad=bias.requires_grad)
-    if pruned:
+    if mask is not None:
         bias.data = effective
     return bias
 

@@ -4,15 +4,17 @@ from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
 
-from torch_csb import autograd
+from torch_csb import autograd, convert
 from torch_csb.autograd import ACTIVATIONS
 from torch_csb.matrix import CSBMatrix
-from torch_csb.nn import _dense, _state
+from torch_csb.nn import _dense, _groups, _masks, _state
+from torch_csb.nn._deferred import Deferred
+from torch_csb.nn._origin import Converted, Origin
 from torch_csb.nn._shard import refuse_sharded
 from torch_csb.nn._weight import CompressedWeight
 
 
-class CSBLayer(nn.Module):
+class CSBLayer(Deferred, Converted):
     """What :class:`CSBLinear` and :class:`CSBConv2d` share: one weight matrix W (m × k) in Compressed Sparse Blocks.
 
     Attributes:
@@ -36,7 +38,7 @@ class CSBLayer(nn.Module):
 
     _dense_type: ClassVar[type[nn.Module]]
     # Attributes that no dense twin gets from to_dense().
-    _own: ClassVar[frozenset[str]] = frozenset({"m", "k", "block_size", "_layout", "_activation"})
+    _own: ClassVar[frozenset[str]] = frozenset({"m", "k", "block_size", "_layout", "_activation", "_origin"})
 
     def __init__(self, matrix: CSBMatrix, bias: Tensor | None = None, *, activation: str | None = None) -> None:
         super().__init__()
@@ -71,9 +73,9 @@ class CSBLayer(nn.Module):
     ) -> Any:
         """A CSB layer that computes what ``mod`` computes; ``mod`` stays as it is and shares no tensor.
 
-        Stored are the elements inside ``mask`` (shape of the weight), else those inside the layer's
-        ``nn.utils.prune`` mask, else those that are not zero. Mode, hooks, device, dtype and each ``requires_grad``
-        are kept; pruning is resolved.
+        Stored are the elements inside ``mask`` (shape of the weight), else those inside the layer's mask
+        (``nn.utils.prune``, or a parametrization as ``torch.ao.pruning`` registers), else those that are not zero.
+        Mode, hooks, device, dtype and each ``requires_grad`` are kept; pruning and parametrizations are resolved.
 
         Args:
             target: ``"cpu"``, ``"cuda"`` or ``"auto"`` (CUDA where torch has it), where the layer will run.
@@ -87,17 +89,20 @@ class CSBLayer(nn.Module):
         if not isinstance(mod, cls._dense_type):
             raise TypeError(f"mod: expected nn.{cls._dense_type.__name__}, got {type(mod).__name__}")
         if reason := _dense.obstacle(mod):
-            raise ValueError(f"mod: can't convert this {type(mod).__name__}: {reason}")
+            raise ValueError(f"mod: can't convert this {_masks.layer_type(mod).__name__}: {reason}")
         matrix = pack(mod, mask, block_size=block_size, target=target)
         return cls._replacing(mod, matrix, activation=activation, move=False)
 
     @classmethod
     def _replacing(cls, mod: nn.Module, matrix: CSBMatrix, *, activation: str | None = None, move: bool) -> Any:
         """The layer for ``mod`` with weight ``matrix``; with ``move`` it takes bias and hooks away from ``mod``."""
+        bias, weight = _dense.bias_parameter(mod), _dense.weight_parameter(mod)
         layer = cls._like(mod, matrix, _dense.read_bias(mod, move=move), activation)
-        weight = _dense.weight_parameter(mod)
+        layer._origin = Origin(values=weight, bias=None if bias is layer.bias else bias)
         layer.values.requires_grad_(weight.requires_grad)
-        _dense.carry_over(mod, layer, _dense.DENSE_ATTRIBUTES[type(mod)], move=move)
+        _dense.carry_over(mod, layer, _dense.DENSE_ATTRIBUTES[_masks.layer_type(mod)], move=move)
+        if not move:
+            layer._origin.hooks = {*layer._forward_hooks, *layer._forward_pre_hooks}
         return layer
 
     @classmethod
@@ -121,7 +126,7 @@ class CSBLayer(nn.Module):
             )
         refuse_sharded(self.values, "values")
         dense = self._empty_dense()
-        weight = self.matrix.to_dense().view(self._weight_shape())
+        weight = self._dense_weight().view(self._weight_shape())
         dense.weight = nn.Parameter(weight, requires_grad=self.values.requires_grad)
         if self.bias is not None:
             bias = self.bias
@@ -135,6 +140,20 @@ class CSBLayer(nn.Module):
 
     def _weight_shape(self) -> tuple[int, ...]:
         return (self.m, self.k)
+
+    def _dense_weight(self) -> Tensor:
+        return self.matrix.to_dense()
+
+    def _weight_index(self) -> tuple[Tensor, Tensor]:
+        """int64 (row, column) of every entry in the dense weight as a matrix, padding left out, in entry order."""
+        return convert.coordinates(self.matrix)
+
+    def _take_pattern(self, matrix: CSBMatrix) -> None:
+        """The arrays of ``matrix`` but for its values."""
+        for name in ("codes", "blk_ptr", "blk_pad", "units"):
+            self._buffers[name] = getattr(matrix, name)
+        self._buffers["layout"] = matrix.layout.to_tensor(matrix.device)
+        self._layout, self.block_size = matrix.layout, matrix.block_size
 
     def _spmm(self, x: Tensor, dim: int) -> Tensor:
         """act(W.X + b) with the features of x in ``dim``."""
@@ -167,7 +186,13 @@ class CSBLayer(nn.Module):
 
     @property
     def matrix(self) -> CSBMatrix:
-        """The weight as a matrix over the layer's very tensors."""
+        """The weight as a matrix over the layer's very tensors.
+
+        Raises:
+            RuntimeError: the tensors are unfilled, after ``empty()`` or ``to_empty()``.
+        """
+        if self._unfilled:
+            raise RuntimeError(self._no_data("it has no weight yet"))
         return CSBMatrix(
             self.values, self.codes, self.blk_ptr, self.blk_pad, self.units, m=self.m, k=self.k, layout=self._layout
         )
@@ -201,9 +226,10 @@ class CSBLayer(nn.Module):
         return self.matrix.sparsity
 
     def extra_repr(self) -> str:
-        size = (
-            f"stored={self.values.numel()}" if self.values.is_meta else f"nnz={self.nnz}, sparsity={self.sparsity:.4f}"
-        )
+        if self.values.is_meta or self._unfilled:
+            size = f"stored={self.values.numel()}" + (", unfilled" if self._unfilled else "")
+        else:
+            size = f"nnz={self.nnz}, sparsity={self.sparsity:.4f}"
         activation = "" if self.activation is None else f", activation={self.activation}"
         return f"{self._shape_repr()}, bias={self.bias is not None}, {size}, block_size={self.block_size}{activation}"
 
@@ -248,6 +274,7 @@ class CSBLayer(nn.Module):
     def _adopt(self, incoming: _state.Incoming, *, assign: bool = False) -> None:
         if incoming.matrix is not None:
             _state.adopt_matrix(self, incoming.matrix, assign=assign)
+            self._mark_filled()
         if incoming.bias is not None:
             _state.adopt_bias(self, incoming.bias, assign=assign)
 
@@ -255,4 +282,6 @@ class CSBLayer(nn.Module):
 def pack(mod: nn.Module, mask: Tensor | None = None, *, block_size: int | None = None, target: str) -> CSBMatrix:
     """The weight of a layer without an obstacle, packed."""
     dense = _dense.read_weight(mod, mask)
+    if (groups := getattr(mod, "groups", 1)) > 1:
+        return _groups.pack(dense.matrix, dense.mask, groups, convert.choose_layout(block_size, target))
     return CSBMatrix.from_dense(dense.matrix, dense.mask, block_size=block_size, target=target)

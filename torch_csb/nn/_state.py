@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_csb import convert
 from torch_csb.layout import Layout
 from torch_csb.matrix import CSBMatrix
+from torch_csb.nn import _groups, _masks
 from torch_csb.nn._shard import distributed_like, is_sharded, refuse_sharded
 
 ARRAYS = ("values", "codes", "blk_ptr", "blk_pad", "layout")
@@ -28,11 +29,20 @@ class Expected:
     # How and where a dense weight is packed; None leaves it where it is.
     layout: Layout
     device: torch.device | None
+    groups: int = 1
 
     @classmethod
     def of(cls, layer: Any, *, assign: bool = False) -> Expected:
         device = None if assign else layer.values.device
-        return cls(layer.m, layer.k, layer._weight_shape(), layer.bias is not None, layer._layout, device)
+        return cls(
+            layer.m,
+            layer.k,
+            layer._weight_shape(),
+            layer.bias is not None,
+            layer._layout,
+            device,
+            getattr(layer, "groups", 1),
+        )
 
 
 @dataclass
@@ -64,7 +74,7 @@ def read(tensors: Mapping[str, Any], expected: Expected, prefix: str = "") -> In
                 "the tensors of a CSB layer have a meaning only together"
             )
         found.matrix = _read_matrix({name: rest.pop(name) for name in ARRAYS}, expected, prefix)
-    elif "weight" in rest or "weight_orig" in rest:
+    elif "weight" in rest or "weight_orig" in rest or _masks.keys_of(rest, "weight"):
         found.matrix = _read_dense(rest, expected, prefix)
     else:
         found.missing.extend(ARRAYS)
@@ -83,7 +93,10 @@ def _read_matrix(arrays: dict[str, Tensor], expected: Expected, prefix: str) -> 
         raise ValueError(f"{prefix}layout: {str(error).removeprefix('layout: ')}") from error
     arrays = {name: _readable(tensor) for name, tensor in arrays.items()}
     try:
-        return CSBMatrix.from_arrays(**arrays, m=expected.m, k=expected.k, layout=layout)
+        matrix = CSBMatrix.from_arrays(**arrays, m=expected.m, k=expected.k, layout=layout)
+        if expected.groups > 1:
+            _groups.local_index(matrix, expected.groups)
+        return matrix
     except ValueError as error:
         name = next((name for name in arrays if f"{name}:" in str(error)), "values")
         raise ValueError(f"{prefix}{name}: {error} (for a weight of {expected.m} x {expected.k})") from error
@@ -100,13 +113,20 @@ def _readable(tensor: Tensor) -> Tensor:
 
 
 def _read_dense(rest: dict[str, Tensor], expected: Expected, prefix: str) -> CSBMatrix:
-    name = "weight" if "weight" in rest else "weight_orig"
-    weight, mask = rest.pop(name), None
-    if name == "weight_orig":
+    mask = None
+    if "weight" in rest:
+        name = "weight"
+        weight = rest.pop(name)
+    elif "weight_orig" in rest:
+        name = "weight_orig"
+        weight = rest.pop(name)
         if "weight_mask" not in rest:
             raise ValueError(f"{prefix}weight_orig: came without {prefix}weight_mask")
         mask = rest.pop("weight_mask")
         _check_shape(mask, expected.weight_shape, f"{prefix}weight_mask")
+    else:
+        name = "parametrizations.weight.original"
+        weight, mask = _masks.take(rest, "weight", expected.weight_shape, prefix)
     _check_shape(weight, expected.weight_shape, f"{prefix}{name}")
     if not weight.is_floating_point():
         raise ValueError(f"{prefix}{name}: expected a floating dtype, got {weight.dtype}")
@@ -116,8 +136,10 @@ def _read_dense(rest: dict[str, Tensor], expected: Expected, prefix: str) -> CSB
     if mask is not None:
         mask = mask.to(weight.device)
         weight = weight * mask.to(weight.dtype)
-        mask = (mask != 0).view(expected.m, expected.k)
-    return CSBMatrix(**convert.pack_dense(weight.reshape(expected.m, expected.k), mask, expected.layout))
+        mask = (mask != 0).flatten(1)
+    if expected.groups > 1:
+        return _groups.pack(weight.flatten(1), mask, expected.groups, expected.layout)
+    return CSBMatrix(**convert.pack_dense(weight.flatten(1), mask, expected.layout))
 
 
 def _read_bias(rest: dict[str, Tensor], expected: Expected, prefix: str) -> Tensor | None:
@@ -126,6 +148,10 @@ def _read_bias(rest: dict[str, Tensor], expected: Expected, prefix: str) -> Tens
             _check_shape(rest[name], (expected.m,), f"{prefix}{name}")
         orig = rest.pop("bias_orig").detach()
         return orig * rest.pop("bias_mask").to(orig)
+    if "bias" not in rest and _masks.keys_of(rest, "bias"):
+        orig, mask = _masks.take(rest, "bias", (expected.m,), prefix)
+        _check_shape(orig, (expected.m,), f"{prefix}parametrizations.bias.original")
+        return orig.detach() * mask.to(orig)
     bias = rest.pop("bias", None)
     if bias is not None:
         _check_shape(bias, (expected.m,), f"{prefix}bias")
@@ -160,26 +186,36 @@ def adopt_matrix(layer: Any, matrix: CSBMatrix, *, assign: bool) -> None:
     """Takes over pattern, layout and values. With ``assign`` the tensors themselves, else copies in the layer's dtype
     and on its device; ``values`` then stays the same Parameter."""
     values = layer._parameters["values"]
-    arrays = {name: getattr(matrix, name) for name in ("codes", "blk_ptr", "blk_pad", "units")}
-    arrays["layout"] = matrix.layout.to_tensor(matrix.device)
     if assign:
         layer._parameters["values"] = _as_parameter(matrix.values, values.requires_grad)
-        layer._buffers.update(arrays)
+        layer._take_pattern(matrix)
     else:
+        arrays = {name: getattr(matrix, name) for name in ("codes", "blk_ptr", "blk_pad", "units")}
+        arrays["layout"] = matrix.layout.to_tensor(matrix.device)
         # A gradient belongs to a pattern; of another length, autograd would refuse it anyway.
         if values.grad is not None and not _same_pattern(layer, matrix):
             values.grad = None
         if values.shape == matrix.values.shape:
             values.copy_(distributed_like(matrix.values, values))
         else:
-            values.data = matrix.values.detach().to(values.device, values.dtype, copy=True)
+            replace_data(values, matrix.values.detach().to(values.device, values.dtype, copy=True))
         for name, array in arrays.items():
             current = layer._buffers[name]
             if current.shape == array.shape:
                 current.copy_(array)
             else:
                 layer._buffers[name] = array.to(current.device, copy=True)
-    layer._layout, layer.block_size = matrix.layout, matrix.block_size
+        layer._layout, layer.block_size = matrix.layout, matrix.block_size
+
+
+def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Gives a Parameter without a gradient data of another length."""
+    # torch keeps what collects a gradient, and with it the old length, while an earlier graph lives; a change of
+    # dtype on the way makes it let go.
+    parameter.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float64 else torch.float64)
+    parameter.data = data
+    # As after copy_, a backward through an earlier forward raises instead of mixing two patterns.
+    torch.autograd.graph.increment_version(parameter)
 
 
 def _same_pattern(layer: Any, matrix: CSBMatrix) -> bool:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from torch_csb.matrix import CSBMatrix
+from torch_csb.nn._deferred import empty_matrix
 from torch_csb.nn._layer import CSBLayer
 
 
@@ -30,6 +32,30 @@ class CSBLinear(CSBLayer):
     def __init__(self, matrix: CSBMatrix, bias: Tensor | None = None, *, activation: str | None = None) -> None:
         super().__init__(matrix, bias, activation=activation)
         self.in_features, self.out_features = matrix.k, matrix.m
+
+    @classmethod
+    def empty(
+        cls,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        activation: str | None = None,
+        block_size: int | None = None,
+        target: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> CSBLinear:
+        """A layer whose weight comes later, by ``load_state_dict`` or ``load_into``; until then it raises when it runs.
+
+        For models that are built before their file is read, also on the meta device. The state brings pattern, number
+        of entries and layout; ``block_size`` and ``target`` matter only for a dense state, which is packed so.
+        """
+        options = {"device": device, "dtype": dtype}
+        matrix = empty_matrix(out_features, in_features, block_size=block_size, target=target, **options)
+        layer = cls(matrix, torch.zeros(out_features, **options) if bias else None, activation=activation)
+        layer._mark_unfilled()
+        return layer
 
     @classmethod
     def _like(cls, mod: nn.Linear, matrix: CSBMatrix, bias: Tensor | None, activation: str | None) -> CSBLinear:

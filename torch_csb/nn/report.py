@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 
 
@@ -29,9 +30,13 @@ class ReportRow:
 
 @dataclass
 class Report:
-    """What :func:`torch_csb.sparsify_` or :func:`torch_csb.densify_` did to each layer; ``str()`` draws a table."""
+    """What :func:`torch_csb.sparsify_` or :func:`torch_csb.densify_` did to each layer; ``str()`` draws a table.
+
+    ``notes`` are sentences on what to mind from here on; they stand under the table.
+    """
 
     rows: list[ReportRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def converted(self) -> list[ReportRow]:
@@ -78,8 +83,9 @@ class Report:
         left = max(left, len(total[0]))
         table = [_line(line, widths) for line in (head, *lines)]
         rule = "-" * max(map(len, table))
+        notes = [line for note in self.notes for line in textwrap.wrap(note, max(len(rule), 60))]
         sums = f"{total[0]:<{left}}  {total[4]:>{widths[4]}}  {total[5]:>{widths[5]}}"
-        return "\n".join([table[0], rule, *table[1:], rule, sums])
+        return "\n".join([table[0], rule, *table[1:], rule, sums, *notes])
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:

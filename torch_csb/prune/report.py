@@ -134,7 +134,7 @@ def report(model: nn.Module, example: Tensor | None = None, *, seconds: float = 
 
 def _count(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, _CSB):
-        return module.m * module.k, module.nnz
+        return module.weight.numel(), module.nnz
     # Under a mask the attribute `weight` is of the last forward; an optimizer may have stepped since.
     masked = _dense.is_pruned(module, "weight")
     weight = module.weight_orig * module.weight_mask if masked else module.weight
