@@ -209,6 +209,24 @@ def test_jacobians_and_hessians(device: str) -> None:
     torch.testing.assert_close(pull(torch.ones((), dtype=DOUBLE, device=device))[0], grad(total(dense))(x))
 
 
+def test_what_vjp_returns_is_differentiable_outside(device: str) -> None:
+    """The saved tensors are then wrappers of a transform that has ended."""
+    dense, model = nets(device)
+    cotangent = torch.randn(4, 5, dtype=DOUBLE, device=device, requires_grad=True)
+    x = images(device)
+    got, want = (torch.autograd.grad(vjp(lambda x, net=net: net(x), x)[1](cotangent)[0].square().sum(), cotangent)
+                 for net in (model, dense))  # fmt: skip
+    torch.testing.assert_close(got, want)
+
+
+def test_batched_gradients_of_an_eager_graph(device: str) -> None:
+    dense, model = nets(device)
+    x = images(device).requires_grad_()
+    basis = torch.eye(20, dtype=DOUBLE, device=device).view(20, 4, 5)
+    got, want = (torch.autograd.grad(net(x), x, basis, is_grads_batched=True) for net in (model, dense))
+    torch.testing.assert_close(got, want)
+
+
 def test_forward_ad_with_dual_parameters(device: str) -> None:
     """As in torch's tutorial: the Parameters are deleted and dual tensors take their places."""
     dense, model = nets(device)

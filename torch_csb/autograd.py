@@ -142,7 +142,7 @@ def _needs_grad(values: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
 def _autocast(values, x, bias):
     """What F.linear casts: float64 and integers stay as they are, for the operator to refuse."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return values, x, bias
     dtype = torch.get_autocast_dtype(device)
     return tuple(
