@@ -255,3 +255,16 @@ def test_a_compiled_transform_stays_eager(device: str) -> None:
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="torch_csb's operators inside a torch.func transform"):
         torch.compile(per_sample, backend="aot_eager", fullgraph=True)(parameters(model), x)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_forward_ad_of_a_compiled_layer(trained: bool, device: str) -> None:
+    """First called without tangents, so that a graph is there which knows none."""
+    layer = CSBLinear.from_dense(pruned(nn.Linear(20, 33))).to(device).requires_grad_(trained)
+    x = torch.randn(4, 20, device=device)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    with forward_ad.dual_level():
+        got = forward_ad.unpack_dual(compiled(forward_ad.make_dual(x, x))).tangent
+    torch.testing.assert_close(got, layer(x) - layer.bias)

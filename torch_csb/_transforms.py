@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from torch_csb import autograd
 
@@ -23,13 +24,22 @@ _sddmm = torch.ops.torch_csb.sddmm.default
 _AFTER = {0: lambda y: y, 1: F.relu, 2: F.relu6, 3: F.silu, 4: F.gelu}
 
 
+def _stay_eager() -> None:
+    """Keeps torch.compile from taking a forward for the whole of a Function, whose rules a graph would lose."""
+    if is_dynamo_compiling():
+        message = "torch_csb's operators inside a torch.func transform or forward_ad are not compiled"
+        torch._dynamo.graph_break(msg=message)
+
+
 def product(transposed, values, pattern, x, bias, sizes, activation: int) -> Tensor:
     """Y = act(op(W).X + bias) of tensors that a transform may have wrapped."""
+    _stay_eager()
     return _AFTER[activation](_Product.apply(values, x, bias, *pattern, sizes, transposed))
 
 
 def sampled(pattern, a, b, sizes) -> Tensor:
     """V = A.B^T at W's entries, of tensors that a transform may have wrapped."""
+    _stay_eager()
     return _Sampled.apply(a, b, *pattern, sizes)
 
 
@@ -48,6 +58,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(values, x, bias, codes, blk_ptr, blk_pad, units, sizes, transposed):
+        _stay_eager()
         op = _spmm_t if transposed else _spmm
         return op(values, codes, blk_ptr, blk_pad, units, x, bias, *sizes, 0)
 
@@ -99,6 +110,7 @@ class _Sampled(torch.autograd.Function):
 
     @staticmethod
     def forward(a, b, codes, blk_ptr, blk_pad, units, sizes):
+        _stay_eager()
         return _sddmm(codes, blk_ptr, blk_pad, units, a, b, *sizes)
 
     @staticmethod

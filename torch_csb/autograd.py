@@ -143,7 +143,7 @@ def _needs_grad(values: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
 def _autocast(values, x, bias):
     """What F.linear casts: float64 and integers stay as they are, for the operator to refuse."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return values, x, bias
     dtype = torch.get_autocast_dtype(device)
     return tuple(
@@ -152,12 +152,17 @@ def _autocast(values, x, bias):
     )
 
 
+def _under_functorch() -> bool:
+    return _functorch_active()
+
+
+# What torch.compiler.assume_constant_result() does, after an import of the whole compiler, which guards it anyway.
+_under_functorch._dynamo_marked_constant = True
+
+
 def _plain_trace() -> bool:
-    """Whether what is traced is outside every transform. Inside one the compiler has to leave it to eager mode."""
-    if not _functorch_active() and forward_ad._current_level < 0:
-        return True
-    torch._dynamo.graph_break(msg="torch_csb's operators inside a torch.func transform or forward_ad are not compiled")
-    return False
+    """Whether what is traced is outside every transform; inside one, _transforms.py leaves it to eager mode."""
+    return not _under_functorch() and forward_ad._current_level < 0
 
 
 def spmm(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, activation) -> torch.Tensor:
