@@ -263,7 +263,7 @@ def test_forward_ad_of_a_compiled_layer(trained: bool, device: str) -> None:
     layer = CSBLinear.from_dense(pruned(nn.Linear(20, 33))).to(device).requires_grad_(trained)
     x = torch.randn(4, 20, device=device)
     torch._dynamo.reset()
-    compiled = torch.compile(layer, backend="eager")
+    compiled = torch.compile(layer, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x))
     with forward_ad.dual_level():
         got = forward_ad.unpack_dual(compiled(forward_ad.make_dual(x, x))).tangent
