@@ -159,14 +159,18 @@ class CSBLayer(Deferred, Converted):
         """act(W.X + b) with the features of x in ``dim``."""
         # Dictionary reads: nn.Module.__getattr__ would cost half a microsecond for each tensor.
         parameters, buffers = self._parameters, self._buffers
+        try:
+            values, bias = parameters["values"], parameters["bias"]
+        except KeyError:  # a plain tensor, a dual one or a parametrization stands in the place of a Parameter
+            values, bias = self.values, self.bias
         return autograd.spmm(
-            parameters["values"],
+            values,
             buffers["codes"],
             buffers["blk_ptr"],
             buffers["blk_pad"],
             buffers["units"],
             x,
-            parameters["bias"],
+            bias,
             self.m,
             self.k,
             self.block_size,
