@@ -1,0 +1,1 @@
+"""Tensors in files: read with every check that needs no model, and written whole or not at all."""
