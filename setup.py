@@ -72,7 +72,7 @@ def wanted_cuda_home() -> Path | None:
 
 
 def sanitizer_flags() -> list[str]:
-    """What TORCH_CSB_SANITIZE asks the compiler and the linker for; an error ends the process, or nobody would see it."""
+    """What TORCH_CSB_SANITIZE asks of compiler and linker. An error ends the process, or nobody would see it."""
     wish = os.environ.get("TORCH_CSB_SANITIZE", "")
     names = [name for name in wish.split(",") if name]
     if not set(names) <= {"address", "undefined"}:

@@ -113,10 +113,10 @@ def _distinct(state: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str,
 def load_into(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any], strict: bool = True) -> LoadResult:
     """Reads a file of :func:`save`, or any other tensors with the model's names, into ``model``.
 
-    Every layer takes what the source has for it: a CSB layer adopts its pattern, or packs a dense weight with its zeros;
-    an ``nn.Linear`` or 1×1 ``nn.Conv2d`` for which the source holds a CSB layer is replaced by one, in place. The
-    model's dtypes and devices stay. Parameters stay the same objects, but for replaced layers; make the optimizer anew
-    where a pattern changed. Everything is checked first: on an error the model keeps every bit, which
+    Every layer takes what the source has for it: a CSB layer adopts its pattern, or packs a dense weight with its
+    zeros; an ``nn.Linear`` or 1×1 ``nn.Conv2d`` for which the source holds a CSB layer is replaced by one, in place.
+    The model's dtypes and devices stay. Parameters stay the same objects, but for replaced layers; make the optimizer
+    anew where a pattern changed. Everything is checked first: on an error the model keeps every bit, which
     ``load_state_dict`` promises for each CSB layer but not for the model.
 
     Args:

@@ -1,7 +1,7 @@
 """Checksums in the metadata of a safetensors file: every changed bit of the file is found, and its tensor named.
 
-``crc32`` is JSON from each tensor's name to the crc32 of its dtype, shape and bytes; ``crc32_of_metadata`` is that of all
-other metadata, ``crc32`` among it. A file has both or none, so that no single damage can hide them.
+``crc32`` is JSON from each tensor's name to the crc32 of its dtype, shape and bytes; ``crc32_of_metadata`` is that of
+all other metadata, ``crc32`` among it. A file has both or none, so that no single damage can hide them.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def sealed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[s
     return full
 
 
-def verify(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, own: bool) -> None:
-    """Checks what :func:`sealed` wrote; a file without checksums passes.
+def verify_metadata(metadata: Mapping[str, str], *, own: bool) -> None:
+    """Checks what :func:`sealed` wrote into the metadata; a file without checksums passes.
 
     Args:
         own: the metadata calls the file one of this project.
 
     Raises:
-        ValueError: naming the tensor, or the metadata, that changed.
+        ValueError: it changed.
     """
     present = [key for key in KEYS if key in metadata]
     if not present or (len(present) == 1 and not own):
@@ -51,6 +51,16 @@ def verify(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, own: b
     rest = {key: text for key, text in metadata.items() if key != METADATA}
     if (found := _of_metadata(rest)) != metadata[METADATA]:
         raise ValueError(f"metadata: expected crc32 {metadata[METADATA]!r:.20}, got '{found}'; {_ALTERED}")
+
+
+def verify_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Checks every tensor against metadata that :func:`verify_metadata` let pass.
+
+    Raises:
+        ValueError: naming the tensor that changed, is missing or is new.
+    """
+    if not all(key in metadata for key in KEYS):
+        return
     expected = json.loads(metadata[TENSORS])
     for name in [*expected, *tensors]:
         if name not in tensors:

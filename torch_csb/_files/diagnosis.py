@@ -35,9 +35,9 @@ def diagnose(path: Path) -> str:
     names = [name for name, _ in tensors]
     for name, record in tensors:
         if names.count(name) > 1:
-            return f"{name}: the header has it {names.count(name)} times"
+            return f"header: {name}: stands there {names.count(name)} times"
         if (problem := _problem(record)) is not None:
-            return f"{name}: {problem}"
+            return f"header: {name}: {problem}"
     return _misplaced(tensors, size - 8 - length)
 
 

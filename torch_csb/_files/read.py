@@ -15,8 +15,8 @@ from torch_csb._files.diagnosis import diagnose
 
 FORMAT = "torch_csb"
 FORMAT_VERSION = 1
-# How files of torch.save begin: today's and those of torch before 1.6. As the length of a safetensors header, the first is
-# no length that occurs and the second one that is refused.
+# How files of torch.save begin: today's, and those of torch before 1.6. As the length of a safetensors header the first
+# doesn't occur and the second is refused.
 _MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 _SUFFIXES = (".pt", ".pth", ".bin")
 
@@ -51,12 +51,13 @@ def _read_safetensors(path: Path) -> Contents:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
+            checksums.verify_metadata(metadata, own=metadata.get("format") == FORMAT)
             _check_version(metadata)
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 tensors[name] = file.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(f"not a complete safetensors file: {diagnose(path) or error}") from error
-    checksums.verify(metadata, tensors, own=metadata.get("format") == FORMAT)
+    checksums.verify_tensors(metadata, tensors)
     aliases = _aliases(metadata)
     for alias, name in aliases.items():
         if alias in tensors or name not in tensors:
