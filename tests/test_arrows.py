@@ -31,18 +31,19 @@ LIBRARIES = {
 
 # What a part of the package may not import. A part is a folder or a module directly in torch_csb; "core" is every
 # module that is not named here. Lazy imports inside functions count.
-ABOVE_CORE = {"nn", "prune", "io", "optim", "explain", "baselines", "bench", "testing"}
+ABOVE_CORE = {"nn", "prune", "io", "optim", "explain", "baselines", "bench", "testing", "cli"}
 PYTHON_BANS = {
     "core": ABOVE_CORE,
-    "nn": {"prune", "io", "optim", "explain", "baselines", "bench", "testing"},
-    "prune": {"io", "optim", "explain", "convert", "autograd", "baselines", "bench", "testing"},
-    "io": {"prune", "baselines", "bench", "testing"},
-    "optim": {"prune", "baselines", "bench", "testing"},
-    "explain": {"prune", "baselines", "bench", "testing"},
+    "nn": {"prune", "io", "optim", "explain", "baselines", "bench", "testing", "cli"},
+    "prune": {"io", "optim", "explain", "convert", "autograd", "baselines", "bench", "testing", "cli"},
+    "io": {"prune", "baselines", "bench", "testing", "cli"},
+    "optim": {"prune", "baselines", "bench", "testing", "cli"},
+    "explain": {"prune", "baselines", "bench", "testing", "cli"},
     "baselines": ABOVE_CORE - {"baselines"},
-    "__init__": {"prune", "baselines", "bench", "testing"},
+    "__init__": {"prune", "baselines", "bench", "testing", "cli"},
     "__main__": {"prune", "baselines"},
-    "bench": set(),
+    "cli": {"prune", "baselines", "bench", "testing"},
+    "bench": {"cli"},
     "testing": set(),
 }
 OUTSIDE = {"tests", "benchmarks", "examples", "tools", "cases", "conftest"}
@@ -177,6 +178,8 @@ def test_a_wrong_include_is_found(path: str, quote: str, header: str) -> None:
         ("torch_csb/prune/magnitude.py", "from torch_csb import convert"),
         ("torch_csb/__init__.py", "from torch_csb import bench"),
         ("torch_csb/ops.py", "from torch_csb import baselines"),
+        ("torch_csb/cli/inspect.py", "from torch_csb.bench import pictures"),
+        ("torch_csb/io.py", "import torch_csb.cli"),
         ("torch_csb/__main__.py", "import torch_csb.baselines"),
         ("torch_csb/baselines.py", "from torch_csb.testing import compare"),
         ("torch_csb/matrix.py", "import tests.cases"),
