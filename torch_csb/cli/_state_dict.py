@@ -77,7 +77,7 @@ def convert_state(state: Mapping[str, Any], options: Options, names: Iterable[st
         layer, part = _split(weight.name)
         matrix = None
         if part == "weight" and weight.tensor.dim() >= 2:
-            key = _identity(weight.tensor)
+            key = (_identity(weight.tensor), None if weight.mask is None else _identity(weight.mask))
             row, matrix = choice.judge(weight, packed.get(key))
             result.report.rows.append(row)
         elif weight.tensor.dim() >= 2 and weight.tensor.is_floating_point():

@@ -100,10 +100,11 @@ def _panel(figure: Any, axes: Any, name: str, w: CSBMatrix) -> None:
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    colours = colormaps["viridis_r"].copy()
-    colours.set_under("white")
+    colours = colormaps["viridis_r"].with_extremes(under="white")
     # Above 0, or an empty block would have the colour of a nearly empty one.
-    image = axes.imshow(cells, cmap=colours, vmin=1e-9, vmax=max(float(cells.max()), 1e-6), interpolation="nearest")
+    image = axes.imshow(
+        cells.numpy(), cmap=colours, vmin=1e-9, vmax=max(float(cells.max()), 1e-6), interpolation="nearest"
+    )
     mb, kb = cells.shape
     # Long strips would be lines of a pixel.
     axes.set_aspect("equal" if max(mb, kb) <= 6 * min(mb, kb) else "auto")
