@@ -67,6 +67,46 @@ def test_the_same_seed_makes_the_same_files(path):
     assert first == again and first != other
 
 
+def with_header(path, change):
+    """The same file with other JSON in its header."""
+    file = SafetensorsFile(path.read_bytes())
+    change(file.header)
+    path.write_bytes(file.rebuilt(file.header))
+
+
+@pytest.mark.parametrize("key", ["format", "format_version", "aliases", "shapes", "crc32", "crc32_of_metadata"])
+@pytest.mark.parametrize("way", ["renamed", "changed", "removed"])
+def test_a_change_in_any_key_of_the_metadata_is_found(path, key, way):
+    saved(good_net(), path)
+    target = Target(sparse_net(0.6))
+
+    def change(header):
+        text = header["__metadata__"].pop(key)
+        if way != "removed":
+            header["__metadata__"][f"{key}x" if way == "renamed" else key] = text if way == "renamed" else f"{text} "
+
+    with_header(path, change)
+    with pytest.raises(ValueError, match="model.safetensors: metadata: "):
+        load_into(target.model, path)
+    target.assert_untouched((key, way))
+
+
+@pytest.mark.parametrize("field, value", [("dtype", "I32"), ("shape", [48, 1]), ("shape", [1, 48])])
+def test_the_same_bytes_as_something_else_are_found(path, field, value):
+    saved(good_net(), path)
+    with_header(path, lambda header: header["fc.bias"].update({field: value}))
+    with pytest.raises(ValueError, match="fc.bias: expected crc32"):
+        load_into(sparse_net(0.6), path)
+
+
+def test_a_tensor_that_was_added_is_found(path):
+    saved(good_net(), path)
+    file = SafetensorsFile(path.read_bytes())
+    path.write_bytes(file.with_tensors([*((name, name) for name in file.tensors), ("extra", "fc.bias")]))
+    with pytest.raises(ValueError, match="extra: expected no such tensor, got one; the file was changed"):
+        load_into(sparse_net(0.6), path, strict=False)
+
+
 def test_damage_of_a_file_without_checksums_is_refused_or_leaves_valid_patterns(device, path):
     """As far as meaning goes: a value can't be told from another, an index that is in its place is one."""
     good, outcome = saved(good_net(), path, checksums=False), Counter()

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAPERS = ("README.md", "docs/format.md", "docs/numerics.md", "docs/pruning.md")
+PAPERS = ("README.md", "docs/format.md", "docs/numerics.md", "docs/pruning.md", "docs/integration.md")
 
 
 def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
