@@ -7,7 +7,9 @@ hundred fixed ones run.
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -16,12 +18,12 @@ from torch import Tensor
 
 pytest.importorskip("hypothesis", reason="the property tests draw their cases with hypothesis")
 
-from cases import ACTIVATIONS, BLOCK_SIZES, DTYPES, LAYOUTS, activation, check_all
+from cases import ACTIVATIONS, BLOCK_SIZES, DTYPES, LAYOUTS, activation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from torch_csb import CSBLinear, CSBMatrix, reference
-from torch_csb.testing import compare, expect_sddmm, expect_spmm, expect_spmm_t
+from torch_csb import CSBLinear, CSBMatrix, ops, reference
+from torch_csb.testing import compare
 from torch_csb.testing.compare import expected
 
 EXAMPLES = os.environ.get("TORCH_CSB_EXAMPLES")
@@ -102,6 +104,44 @@ WEIGHT = st.builds(
 COLUMNS = st.one_of(st.integers(0, 40), st.sampled_from((64, 65, 127, 128, 256)))
 
 
+class Judge:
+    """Bounds of each element of a product with W, in float64.
+
+    The judge of other tests also compares the whole error with PyTorch's own, which says something of many elements; an
+    example may have one, and luck decides.
+    """
+
+    def __init__(self, w: CSBMatrix) -> None:
+        self.at = reference.decode(w)
+        self.stored = w.values.numel()
+        self.dense = reference.to_dense(w).double()
+        self.kept = torch.zeros_like(self.dense)
+        self.kept[self.at.row, self.at.col] = 1
+
+    def product(self, got: Tensor, x: Tensor, bias: Tensor | None, act: str | None, dim: int, transposed: bool) -> None:
+        w, kept = (self.dense.mT, self.kept.mT) if transposed else (self.dense, self.kept)
+        x, b = x.detach().double(), None if bias is None else bias.double()
+        value = reference.apply(w, x, b, act, dim)
+        magnitude = reference.apply(w.abs(), x.abs(), None if b is None else b.abs(), None, dim)
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        terms = (kept.sum(1) + (b is not None)).view(shape)
+        within(got, value, magnitude, terms, activated=act in ("silu", "gelu"))
+
+    def sampled(self, got: Tensor, a: Tensor, b: Tensor, dim: int) -> None:
+        a, b = a.detach().double(), b.detach().double()
+        at, columns = self.at, a.numel() // a.shape[dim] if a.numel() else 0
+        value, magnitude = torch.zeros(2, self.stored, dtype=torch.float64, device=a.device)
+        value[at.index] = reference.outer(a, b, dim)[at.row, at.col]
+        magnitude[at.index] = reference.outer(a.abs(), b.abs(), dim)[at.row, at.col]
+        within(got, value, magnitude, columns)
+
+
+def within(got: Tensor, value: Tensor, magnitude: Tensor, terms: Tensor | int, *, activated: bool = False) -> None:
+    bounds = expected(value, magnitude, terms, got.detach(), activated=activated)
+    compare(got, replace(bounds, relative=math.inf))
+
+
 @examples(200)
 @given(
     weight=WEIGHT,
@@ -111,7 +151,14 @@ COLUMNS = st.one_of(st.integers(0, 40), st.sampled_from((64, 65, 127, 128, 256))
     act=st.sampled_from(ACTIVATIONS),
 )
 def test_products_and_gradients_of_the_weight(device, weight, n, layout, bias, act):
-    check_all(weight.matrix(device), layout, n, bias, act)
+    w = weight.matrix(device)
+    x, dim = activation(layout, w.k, n, w.dtype, device)
+    y, _ = activation(layout, w.m, n, w.dtype, device)
+    b, c = (torch.randn(w.m).to(x), torch.randn(w.k).to(x)) if bias else (None, None)
+    judge = Judge(w)
+    judge.product(ops.spmm(w, x, b, activation=act, dim=dim), x, b, act, dim, False)
+    judge.product(ops.spmm_t(w, y, c, activation=act, dim=dim), y, c, act, dim, True)
+    judge.sampled(ops.sddmm(w, y, x, dim=dim), y, x, dim)
 
 
 @examples(150)
@@ -155,11 +202,10 @@ def test_a_linear_layer_and_its_gradients(device, weight, n, layout, bias):
     y = layer(x)
     dy = torch.randn(y.shape).to(y)
     y.backward(dy)
-    fixed = x.detach()
-    compare(y, expect_spmm(w, fixed, b, None, dim), "y")
-    compare(layer.values.grad, expect_sddmm(w, dy, fixed, dim), "gradient of the values")
-    compare(x.grad, expect_spmm_t(w, dy, None, None, dim), "gradient of x")
+    judge = Judge(w)
+    judge.product(y.detach(), x, b, None, dim, False)
+    judge.product(x.grad, dy, None, None, dim, True)
+    judge.sampled(layer.values.grad, dy, x, dim)
     if b is not None:
         columns = tuple(range(y.dim() - 1))
-        judge = expected(dy.double().sum(columns), dy.double().abs().sum(columns), n, dy.sum(columns))
-        compare(layer.bias.grad, judge, "gradient of the bias")
+        within(layer.bias.grad, dy.double().sum(columns), dy.double().abs().sum(columns), n)
