@@ -8,8 +8,9 @@ BUILT := build/.built$(if $(TORCH_CSB_CUDA),-cuda$(TORCH_CSB_CUDA))$(if $(TORCH_
 SOURCES := $(shell find csrc -type f) setup.py tools/cuda_toolkit.py torch_csb/_version.py
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PYTEST_FLAGS ?=
+ASAN_FLAGS ?=
 
-.PHONY: build test demo wheel sdist lint format cuda-check clean
+.PHONY: build test asan demo wheel sdist lint format cuda-check clean
 .DEFAULT_GOAL := build
 
 $(READY): tools/bootstrap.py
@@ -25,6 +26,9 @@ $(BUILT): $(READY) $(SOURCES)
 
 test: $(BUILT)
 	$(PY) -m pytest tests --durations=10 $(PYTEST_FLAGS)
+
+asan: $(READY)
+	$(PY) tools/sanitize.py $(ASAN_FLAGS)
 
 demo: $(BUILT)
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY) examples/demo_digits.py

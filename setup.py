@@ -1,6 +1,7 @@
 """Builds torch_csb._C (operators, stable ABI, one library for torch 2.11 and newer) and torch_csb._plan (pybind11).
 
-Environment: TORCH_CSB_CUDA=auto|0|1, TORCH_CSB_CUDA_ARCHS (see tools/cuda_toolkit.py), CUDA_HOME, MAX_JOBS.
+Environment: TORCH_CSB_CUDA=auto|0|1, TORCH_CSB_CUDA_ARCHS (see tools/cuda_toolkit.py), CUDA_HOME, MAX_JOBS;
+TORCH_CSB_SANITIZE=address,undefined builds the operators with these of the compiler's sanitizers (see `make asan`).
 """
 
 from __future__ import annotations
@@ -70,11 +71,24 @@ def wanted_cuda_home() -> Path | None:
     return home
 
 
+def sanitizer_flags() -> list[str]:
+    """What TORCH_CSB_SANITIZE asks of compiler and linker. An error ends the process, or nobody would see it."""
+    wish = os.environ.get("TORCH_CSB_SANITIZE", "")
+    names = [name for name in wish.split(",") if name]
+    if not set(names) <= {"address", "undefined"}:
+        raise SystemExit(f"expected TORCH_CSB_SANITIZE to be address, undefined or both with a comma, got {wish!r}")
+    return [f"-fsanitize={','.join(names)}", "-fno-sanitize-recover=all"] if names else []
+
+
 def operators() -> Extension:
     cxx = ["-O3", "-g0", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
     nvcc = []
     # A kernel that is declared and nowhere defined fails here, not when a user loads the library.
     link = [*LINK_FLAGS, "-Wl,-z,defs"]
+    if sanitizers := sanitizer_flags():
+        # A report without names and lines would be of little use, so nothing is stripped.
+        cxx += [*sanitizers, "-O1", "-g1", "-fno-omit-frame-pointer"]
+        link = ["-Wl,--exclude-libs,ALL", *sanitizers]
     includes = [str(ROOT / "csrc")]
     files = sources("plan/**/*.cpp", "cpu/**/*.cpp", "baseline/cpu/**/*.cpp", "torch/**/*.cpp")
 

@@ -31,19 +31,20 @@ LIBRARIES = {
 
 # What a part of the package may not import. A part is a folder or a module directly in torch_csb; "core" is every
 # module that is not named here. Lazy imports inside functions count.
-ABOVE_CORE = {"nn", "prune", "io", "optim", "explain", "distributed", "baselines", "bench", "testing"}
+ABOVE_CORE = {"nn", "prune", "io", "optim", "explain", "distributed", "baselines", "bench", "testing", "cli"}
 PYTHON_BANS = {
     "core": ABOVE_CORE,
-    "nn": {"prune", "io", "optim", "explain", "distributed", "baselines", "bench", "testing"},
-    "prune": {"io", "optim", "explain", "convert", "autograd", "distributed", "baselines", "bench", "testing"},
-    "io": {"prune", "distributed", "baselines", "bench", "testing"},
-    "optim": {"prune", "distributed", "baselines", "bench", "testing"},
-    "explain": {"prune", "distributed", "baselines", "bench", "testing"},
-    "distributed": {"prune", "io", "optim", "explain", "baselines", "bench", "testing"},
+    "nn": {"prune", "io", "optim", "explain", "distributed", "baselines", "bench", "testing", "cli"},
+    "prune": {"io", "optim", "explain", "convert", "autograd", "distributed", "baselines", "bench", "testing", "cli"},
+    "io": {"prune", "distributed", "baselines", "bench", "testing", "cli"},
+    "optim": {"prune", "distributed", "baselines", "bench", "testing", "cli"},
+    "explain": {"prune", "distributed", "baselines", "bench", "testing", "cli"},
+    "distributed": {"prune", "io", "optim", "explain", "baselines", "bench", "testing", "cli"},
     "baselines": ABOVE_CORE - {"baselines"},
-    "__init__": {"prune", "distributed", "baselines", "bench", "testing"},
+    "__init__": {"prune", "distributed", "baselines", "bench", "testing", "cli"},
     "__main__": {"prune", "baselines"},
-    "bench": set(),
+    "cli": {"prune", "baselines", "bench", "testing"},
+    "bench": {"cli"},
     "testing": set(),
 }
 OUTSIDE = {"tests", "benchmarks", "examples", "tools", "cases", "conftest"}
@@ -180,6 +181,8 @@ def test_a_wrong_include_is_found(path: str, quote: str, header: str) -> None:
         ("torch_csb/__init__.py", "from torch_csb.distributed import prepare_"),
         ("torch_csb/distributed/_linear.py", "from torch_csb import io"),
         ("torch_csb/ops.py", "from torch_csb import baselines"),
+        ("torch_csb/cli/inspect.py", "from torch_csb.bench import pictures"),
+        ("torch_csb/io.py", "import torch_csb.cli"),
         ("torch_csb/__main__.py", "import torch_csb.baselines"),
         ("torch_csb/baselines.py", "from torch_csb.testing import compare"),
         ("torch_csb/matrix.py", "import tests.cases"),

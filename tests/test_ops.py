@@ -290,3 +290,9 @@ def test_refuses_other_devices() -> None:
     w = random_matrix(60, 60, 0.5)
     with pytest.raises((RuntimeError, NotImplementedError, ValueError)):
         ops.spmm(w, torch.randn(4, 60, device="meta"))
+
+
+@pytest.mark.parametrize("m, k, n", [(0, 20, 16), (20, 0, 16), (0, 0, 16), (20, 30, 0)])
+def test_an_empty_input_of_many_column_levels_is_an_answer(device, m, k, n):
+    """It counts as contiguous whatever its strides, so making it contiguous changes nothing."""
+    check_all(random_matrix(m, k, 0.5, device=device), "four_levels", n, bias=True, act="relu")

@@ -36,6 +36,7 @@ OPTIONAL = {
     "pybind11": ("pybind11", "torch_csb._plan is not built, and explain() and its tests are skipped"),
     "scipy": ("scipy", "conversion from and to SciPy is not tested"),
     "transformers": ("transformers", "Hugging Face models are not tested"),
+    "hypothesis": ("hypothesis", "the property tests are skipped"),
     "sklearn": ("scikit-learn", "the demo has no data set"),
     "matplotlib": ("matplotlib", "the demo draws no picture"),
     "tqdm": ("tqdm", "the demo shows no progress bars"),

@@ -1,4 +1,4 @@
-"""`python -m torch_csb info | bench …`"""
+"""`python -m torch_csb info | inspect … | convert … | bench …`"""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import runpy
 import sys
 
 from torch_csb._build_info import build_info
+from torch_csb.cli import convert, inspect
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m torch_csb")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, architectures, what was built and what is missing")
+    for module in (inspect, convert):
+        text = module.__doc__.splitlines()[0]
+        command = commands.add_parser(module.__name__.rpartition(".")[2], help=text, description=text)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     commands.add_parser("bench", help="benchmarks, as python -m torch_csb.bench", add_help=False)
     options, rest = parser.parse_known_args(arguments)
     if options.command == "bench":
@@ -24,8 +30,18 @@ def main(arguments: list[str]) -> int:
         return 0
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    print(build_info())
-    return 0
+    if options.command == "info":
+        print(build_info())
+        return 0
+    # A terminal without UTF-8 still gets its table.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        return options.run(options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

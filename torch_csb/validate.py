@@ -15,12 +15,14 @@ def _require(condition: bool, invariant: int, message: str) -> None:
         raise ValueError(f"invariant {invariant}: {message}")
 
 
-def _vector(tensor: torch.Tensor, name: str, invariant: int, dtypes: tuple[torch.dtype, ...], length: int) -> None:
+def _vector(
+    tensor: torch.Tensor, name: str, invariant: int, dtypes: tuple[torch.dtype, ...], length: int, by: str = ""
+) -> None:
     _require(tensor.dtype in dtypes, invariant, f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
     _require(
         tensor.shape == (length,) and tensor.is_contiguous(),
         invariant,
-        f"{name}: expected {length} contiguous elements, got shape {tuple(tensor.shape)}",
+        f"{name}: expected {length} contiguous elements{by}, got shape {tuple(tensor.shape)}",
     )
 
 
@@ -61,8 +63,9 @@ def validate_arrays(
         _require(int(sizes[worst]) >= 0, 2, f"blk_ptr: expected a monotone prefix, it falls after block {worst}")
     stored = ends[1]
     _require(stored >= 0, 2, f"blk_ptr: expected a non-negative end, got {stored}")
-    _vector(values, "values", 6, VALUE_DTYPES, stored)
-    _vector(codes, "codes", 3, (torch.uint8,), 2 * stored)
+    # The two may contradict each other, and nothing here can tell which of them is wrong.
+    _vector(values, "values", 6, VALUE_DTYPES, stored, " as blk_ptr ends")
+    _vector(codes, "codes", 3, (torch.uint8,), 2 * stored, " as blk_ptr ends")
     _require(codes.data_ptr() % 2 == 0, 3, "codes: expected data aligned to 2 bytes")
     if not blocks:
         return
@@ -101,7 +104,11 @@ def validate_arrays(
     if bool(not_after.any()):
         _report_disorder(int(not_after.int().argmax()) + 1, place, block, entry, block_size, kb, layout)
     padding = ~entry
-    _require(not bool((row | col)[padding].any()), 5, "codes: expected padding entries to have code 0")
+    _require(
+        not bool((row | col)[padding].any()),
+        5,
+        "codes: expected the padding entries that blk_pad counts to have code 0",
+    )
     if strict:
         _require(not bool((values[padding] != 0).any()), 5, "values: expected padding entries to be 0")
 

@@ -90,6 +90,12 @@ DenseView view_of(Tensor& tensor, int64_t dim) {
         view.stride[level] = strides[d];
       }
     }
+    if (!fits && tensor.numel() == 0) {
+      // Any empty tensor passes for contiguous, so the next turn would be as this one; nothing of it is read.
+      int64_t columns = 1;
+      for (int64_t d = 0; d < tensor.dim(); ++d) columns *= d == dim ? 1 : sizes[d];
+      return {tensor.data_ptr(), strides[dim], columns, {1, 1, columns}, {0, 0, 0}};
+    }
     if (!fits) {
       tensor = torch::stable::contiguous(tensor);
       continue;

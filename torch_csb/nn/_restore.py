@@ -157,7 +157,12 @@ def _prepare_plain(
     prepared.unexpected.extend(key for key in tensors if key not in state and key not in handled)
 
 
-def _check(key: str, current: Tensor, tensor: Tensor) -> None:
+def _check(key: str, current: Tensor, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{key}: expected a tensor, got {type(tensor).__name__}")
+    # Copying these would fail only when others are copied already.
+    if tensor.layout != current.layout or (tensor.is_meta and not current.is_meta):
+        raise ValueError(f"{key}: expected {current.layout} with data, got {tensor.layout} on {tensor.device}")
     if current.shape != tensor.shape:
         raise ValueError(f"{key}: expected shape {tuple(current.shape)}, got {tuple(tensor.shape)}")
     for kind in ("is_floating_point", "is_complex"):
