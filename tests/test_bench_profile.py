@@ -286,7 +286,7 @@ def test_bad_arguments(arguments: list[str], message: str, run, capsys: pytest.C
         ("bfloat16", "dW", 64, True),
         ("float32", "dW", 64, True),
         ("bfloat16", "F", 1, False),
-        ("bfloat16", "T", 8, True),
+        ("bfloat16", "T", 8, False),
         ("bfloat16", "F", 64, False),
         ("float32", "F", 64, True),
     ],

@@ -41,10 +41,12 @@ def test_even_strips_have_an_even_number_of_units() -> None:
 
 def test_even_strips_are_shared_by_clusters_and_others_are_cut() -> None:
     even, uneven = random_matrix(1024, 2048, 0.9), skewed(1024, 2048, torch.float32, "cpu")
-    choice = choose(even, 1)
-    assert (choice.kernel, choice.split) == ("spmv", False) and 2 <= choice.cluster <= 8
-    for choice in choose(uneven, 1), choose(even, 1, hopper=False), choose(even, 1, blocks_per_strip=4096):
-        assert (choice.kernel, choice.split, choice.cluster) == ("spmv", True, 1)
+    for n, kernel in ((1, "spmv"), (2, "narrow"), (8, "narrow"), (16, "narrow")):
+        choice = choose(even, n)
+        assert (choice.kernel, choice.split) == (kernel, False) and 2 <= choice.cluster <= 8
+        others = choose(uneven, n), choose(even, n, hopper=False), choose(even, n, blocks_per_strip=4096)
+        for choice in others:
+            assert (choice.kernel, choice.split, choice.cluster) == (kernel, True, 1)
     assert choose(even, 1, dtype="float32").kernel == "spmv"
     assert choose(even, 2, dtype="float32").kernel == "gather"
 
@@ -54,8 +56,7 @@ def test_what_cannot_be_read_in_pieces_and_more_columns_go_elsewhere() -> None:
     assert choose(w, 1, pieces=False).kernel == "tile"
     assert choose(w, 1, pieces=False, dtype="float32").kernel == "gather"
     assert choose(w, 8, pieces=False).kernel == "tile"
-    assert choose(w, 16).kernel == "tile"
-    assert choose(w, 17).kernel == "wide"
+    assert choose(w, 17).kernel != "narrow"
 
 
 @pytest.mark.parametrize("n", [*range(1, 18), *range(24, 131, 8), *range(31, 131, 16), 130])

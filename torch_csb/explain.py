@@ -114,7 +114,8 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
     balances = [_balance(_plan, w, column_major) for column_major in (False, True)]
     for operator, features, depth, balance in (("spmm", w.m, w.k, balances[0]), ("spmm_t", w.k, w.m, balances[1])):
         strips = -(-features // w.block_size)
-        forms = (-(-depth // w.block_size), True, chip[1]) if chip else ()
+        pieces = not 2 <= batch <= 16 or depth % 8 == 0
+        forms = (-(-depth // w.block_size), pieces, chip[1]) if chip else ()
         choice = choose_spmm(dtype, w.block_size, strips, num_units, batch, *given(features, depth), *forms)
         split = bool(choice.split) and num_units > 1
         workspace = (num_units + strips) * w.block_size * batch * accumulator if split else 0
@@ -148,7 +149,7 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
 # benchmarks/results, and of docs/kernels.md for the kernels that are newer, cross dense. 1 is never.
 _CPU_BREAK_EVEN = ((1, 0.65), (31, 0.75), (127, 0.52), (math.inf, 0.67))
 _CUDA_BREAK_EVEN = ((1, 0.7), (32, 0.83), (128, 0.95), (1024, 0.92), (math.inf, 0.89))
-_CUDA_16_BIT_BREAK_EVEN = ((1, 0.75), (16, 1.0), (64, 0.88), (math.inf, 1.0))
+_CUDA_16_BIT_BREAK_EVEN = ((1, 0.75), (8, 0.8), (64, 0.88), (math.inf, 1.0))
 
 
 def _break_even(cuda: bool, item: int, n: int) -> float:

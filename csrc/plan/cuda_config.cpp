@@ -15,9 +15,6 @@ constexpr int64_t kMaxPartialBytes = 64 * kMebi;
 constexpr int64_t kMinSplitColumns = 256;
 constexpr int64_t kMaxColumnSplits = 16;
 
-// With fewer the tile kernel's narrower tiles waste less.
-constexpr int64_t kMinWideColumns = 17;
-
 constexpr int64_t kMaxCluster = 8;
 // Of larger patterns clusters leave multiprocessors idle at the end for longer than a join takes.
 constexpr int64_t kMaxClusterBlocks = 32768;
@@ -71,23 +68,31 @@ SplitChoice choose_split(CudaKernel kernel, DType dtype, int32_t block_shift, in
                      : "gather: work units balanced by nonzeros, because whole strips leave the chip idle"};
 }
 
-// With one column a call takes microseconds, and a second kernel that joins shared strips is a good part of
+// With few columns a call takes microseconds, and a second kernel that joins shared strips is a good part of
 // them. Where strips are even the thread blocks of a cluster share one and join it themselves; a pattern
 // of very many blocks is better cut into units, whose borders need not be those of strips.
-CudaSpmmConfig choose_spmv(DType dtype, int32_t strips, int32_t blocks_per_strip, int32_t num_units, const Chip& chip) {
-  const bool small_sums = is_16_bit(dtype);
+CudaSpmmConfig choose_few_columns(CudaKernel kernel, DType dtype, int32_t strips, int32_t blocks_per_strip,
+                                  int32_t num_units, int32_t tile_n, const Chip& chip) {
+  const bool spmv = kernel == CudaKernel::kSpmv;
+  const bool small_sums = spmv && is_16_bit(dtype);
   const int64_t thread_blocks = chip.multiprocessors * (small_sums ? 4 : 3);
   int64_t cluster = min_of<int64_t>(kMaxCluster, thread_blocks / max_of(1, strips));
   if (!small_sums) cluster = cluster / 2 * 2;
   const bool small = int64_t{strips} * blocks_per_strip <= kMaxClusterBlocks;
   if (chip.hopper && small && num_units % 2 == 0 && cluster >= 2) {
-    return {CudaKernel::kSpmv, 1, false, static_cast<int32_t>(cluster),
-            "spmv: every lane has sums of its own; the strips are even, a cluster shares one"};
+    return {
+        kernel, tile_n, false, static_cast<int32_t>(cluster),
+        spmv ? "spmv: every lane has sums of its own; the strips are even, a cluster shares one"
+             : "narrow: a warp expands a block alone for the tensor cores; the strips are even, a cluster shares one"};
   }
   if (num_units > 1) {
-    return {CudaKernel::kSpmv, 1, true, 1, "spmv: every lane has sums of its own; work units balanced by nonzeros"};
+    return {kernel, tile_n, true, 1,
+            spmv ? "spmv: every lane has sums of its own; work units balanced by nonzeros"
+                 : "narrow: a warp expands a block alone for the tensor cores; work units balanced by nonzeros"};
   }
-  return {CudaKernel::kSpmv, 1, false, 1, "spmv: every lane has sums of its own; one work unit, nothing to split"};
+  return {kernel, tile_n, false, 1,
+          spmv ? "spmv: every lane has sums of its own; one work unit, nothing to split"
+               : "narrow: a warp expands a block alone for the tensor cores; one work unit, nothing to split"};
 }
 
 }  // namespace
@@ -96,10 +101,14 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
                                 const Chip& chip, const Operands& operands) {
   const PanelChoice panel = choose_spmm_panel(dtype, block_shift, columns, chip.multiprocessors, operands.panel);
   if (panel.features > 0) return {CudaKernel::kPanel, panel.features, false, 1, panel.reason};
-  if (operands.pieces && block_shift == 6 && columns == 1) {
-    return choose_spmv(dtype, strips, operands.blocks_per_strip, num_units, chip);
+  if (operands.pieces && block_shift == 6) {
+    const int32_t blocks = operands.blocks_per_strip;
+    if (columns == 1) return choose_few_columns(CudaKernel::kSpmv, dtype, strips, blocks, num_units, 1, chip);
+    if (is_16_bit(dtype) && columns <= kNarrowColumns) {
+      return choose_few_columns(CudaKernel::kNarrow, dtype, strips, blocks, num_units, columns <= 8 ? 8 : 16, chip);
+    }
   }
-  if (operands.pieces && chip.hopper && tensor_cores_fit(dtype, block_shift) && columns >= kMinWideColumns) {
+  if (operands.pieces && chip.hopper && tensor_cores_fit(dtype, block_shift) && columns > kNarrowColumns) {
     return {CudaKernel::kWide, 64, false, 1,
             "wide: warps that expand blocks of four strips feed warps that multiply; a cluster joins its sums"};
   }

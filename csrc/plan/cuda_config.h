@@ -9,6 +9,7 @@ enum class CudaKernel : int32_t {
   kGather,  // multiplies only the stored entries, on CUDA cores; every dtype and block size
   kTile,    // expands a block into a shared-memory tile for the tensor cores; 16-bit, block_size 64
   kSpmv,    // one column: sums of its own for every lane; blocks of 64
+  kNarrow,  // 2 to 16 columns: a warp expands a block alone, for the tensor cores; 16-bit, blocks of 64
   kWide,    // 17 columns and more: warps that expand blocks of four strips feed warps that multiply; 16-bit,
             // blocks of 64, Hopper
   kPanel,   // expands panels of W in device memory for the library's dense product; see plan/panel.h
@@ -29,6 +30,8 @@ struct CudaSddmmConfig {
   const char* reason;
 };
 
+constexpr int64_t kNarrowColumns = 16;
+
 struct Chip {
   int32_t multiprocessors;
   bool hopper;  // compute capability 9.0: clusters of thread blocks
@@ -37,7 +40,7 @@ struct Chip {
 // What the tensors of a product allow, beyond their sizes.
 struct Operands {
   int32_t blocks_per_strip = 0;
-  bool pieces = false;  // values, and a single column of x, can be read as the newer kernels do
+  bool pieces = false;  // values, and for up to kNarrowColumns x along its features, can be read 16 bytes at a time
   PanelOffer panel;
 };
 

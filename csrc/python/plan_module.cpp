@@ -100,6 +100,8 @@ std::string name_of(CudaKernel kernel) {
       return "tile";
     case CudaKernel::kSpmv:
       return "spmv";
+    case CudaKernel::kNarrow:
+      return "narrow";
     case CudaKernel::kWide:
       return "wide";
     case CudaKernel::kPanel:

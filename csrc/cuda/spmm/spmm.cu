@@ -1,6 +1,7 @@
 #include "cuda/device/launch.cuh"
 #include "cuda/spmm/gather.h"
 #include "cuda/spmm/join.h"
+#include "cuda/spmm/narrow.h"
 #include "cuda/spmm/spmm.h"
 #include "cuda/spmm/spmv.h"
 #include "cuda/spmm/tile.h"
@@ -20,6 +21,8 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
     case plan::CudaKernel::kSpmv:
       return dispatch_dtype(
           problem.dtype, [&](auto tag) { return launch_spmv<typename decltype(tag)::type>(problem, config, stream); });
+    case plan::CudaKernel::kNarrow:
+      return launch_narrow(problem, config, stream);
     case plan::CudaKernel::kWide:
       return launch_wide(problem, stream);
     case plan::CudaKernel::kPanel:
@@ -30,7 +33,10 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
 
 }  // namespace
 
-bool in_pieces(const SpmmProblem& problem) { return problem.y.columns == 1 ? spmv_fits(problem) : wide_fits(problem); }
+bool in_pieces(const SpmmProblem& problem) {
+  if (problem.y.columns == 1) return spmv_fits(problem);
+  return problem.y.columns <= plan::kNarrowColumns ? narrow_fits(problem) : wide_fits(problem);
+}
 
 cudaError_t spmm(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream) {
   plan::CudaSpmmConfig checked = config;

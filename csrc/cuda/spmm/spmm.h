@@ -12,7 +12,7 @@ namespace csb::cuda {
 // problem.num_units > 1.
 cudaError_t spmm(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream);
 
-// Whether the spmv kernel, or for several columns the wide one, can read values and x.
+// Whether the kernel for so many columns can read values, and x where it wants to, 16 bytes at a time.
 bool in_pieces(const SpmmProblem& problem);
 
 }  // namespace csb::cuda

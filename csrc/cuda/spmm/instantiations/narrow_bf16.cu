@@ -1,0 +1,9 @@
+#include "cuda/spmm/narrow_launch.cuh"
+
+namespace csb::cuda {
+
+cudaError_t launch_narrow_bf16(const SpmmProblem& problem, const plan::CudaSpmmConfig& config, cudaStream_t stream) {
+  return launch_narrow_dtype<__nv_bfloat16>(problem, config, stream);
+}
+
+}  // namespace csb::cuda
