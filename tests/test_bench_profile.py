@@ -288,7 +288,8 @@ def test_bad_arguments(arguments: list[str], message: str, run, capsys: pytest.C
         ("bfloat16", "F", 1, False),
         ("bfloat16", "T", 8, False),
         ("bfloat16", "F", 64, False),
-        ("float32", "F", 64, True),
+        ("float32", "F", 64, False),
+        ("float32", "F", 512, False),
     ],
 )
 def test_wavefronts_on_a_gpu(dtype: str, direction: str, n: int, counted: bool, run) -> None:

@@ -19,6 +19,9 @@ constexpr int64_t kMaxCluster = 8;
 // Of larger patterns clusters leave multiprocessors idle at the end for longer than a join takes.
 constexpr int64_t kMaxClusterBlocks = 32768;
 
+constexpr int64_t kMinRowsColumns = 33;
+constexpr int64_t kMaxNarrowRowsColumns = 512;
+
 bool is_16_bit(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
 
 bool tensor_cores_fit(DType dtype, int32_t block_shift) { return is_16_bit(dtype) && block_shift == 6; }
@@ -68,6 +71,22 @@ SplitChoice choose_split(CudaKernel kernel, DType dtype, int32_t block_shift, in
                      : "gather: work units balanced by nonzeros, because whole strips leave the chip idle"};
 }
 
+// Two strips share X in a tile of 256 columns, where the chip is full of them.
+CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, int32_t multiprocessors) {
+  if (ceil_div(strips, 2) * ceil_div<int64_t>(columns, 256) >= multiprocessors && columns > kMaxNarrowRowsColumns) {
+    return {CudaKernel::kRows, 256, false, 1,
+            "rows: rows of Y stay in registers while other warps sort their entries; pairs of strips fill the chip"};
+  }
+  const bool whole = 2 * strips * ceil_div<int64_t>(columns, 64) >= 3 * multiprocessors;
+  const bool fits = (int64_t{num_units} + strips) * columns * 64 * 4 <= kMaxPartialBytes;
+  if (whole || num_units <= 1 || !fits) {
+    return {CudaKernel::kRows, 64, false, 1,
+            "rows: rows of Y stay in registers while other warps sort their entries; a thread block walks a strip"};
+  }
+  return {CudaKernel::kRows, 64, true, 1,
+          "rows: rows of Y stay in registers while other warps sort their entries; work units balanced by nonzeros"};
+}
+
 // With few columns a call takes microseconds, and a second kernel that joins shared strips is a good part of
 // them. Where strips are even the thread blocks of a cluster share one and join it themselves; a pattern
 // of very many blocks is better cut into units, whose borders need not be those of strips.
@@ -111,6 +130,9 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
   if (operands.pieces && chip.hopper && tensor_cores_fit(dtype, block_shift) && columns > kNarrowColumns) {
     return {CudaKernel::kWide, 64, false, 1,
             "wide: warps that expand blocks of four strips feed warps that multiply; a cluster joins its sums"};
+  }
+  if (dtype == DType::kFloat32 && block_shift == 6 && columns >= kMinRowsColumns) {
+    return choose_rows(strips, num_units, columns, chip.multiprocessors);
   }
   const CudaKernel kernel = tensor_cores_fit(dtype, block_shift) ? CudaKernel::kTile : CudaKernel::kGather;
   const int32_t tile_n = spmm_tile_n(kernel, dtype, columns);

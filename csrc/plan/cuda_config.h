@@ -12,6 +12,8 @@ enum class CudaKernel : int32_t {
   kNarrow,  // 2 to 16 columns: a warp expands a block alone, for the tensor cores; 16-bit, blocks of 64
   kWide,    // 17 columns and more: warps that expand blocks of four strips feed warps that multiply; 16-bit,
             // blocks of 64, Hopper
+  kRows,    // 33 columns and more: rows of Y in registers, their entries sorted by other warps; float32,
+            // blocks of 64
   kPanel,   // expands panels of W in device memory for the library's dense product; see plan/panel.h
 };
 

@@ -104,6 +104,8 @@ std::string name_of(CudaKernel kernel) {
       return "narrow";
     case CudaKernel::kWide:
       return "wide";
+    case CudaKernel::kRows:
+      return "rows";
     case CudaKernel::kPanel:
       return "panel";
   }

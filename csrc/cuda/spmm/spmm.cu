@@ -2,6 +2,7 @@
 #include "cuda/spmm/gather.h"
 #include "cuda/spmm/join.h"
 #include "cuda/spmm/narrow.h"
+#include "cuda/spmm/rows.h"
 #include "cuda/spmm/spmm.h"
 #include "cuda/spmm/spmv.h"
 #include "cuda/spmm/tile.h"
@@ -23,6 +24,10 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
           problem.dtype, [&](auto tag) { return launch_spmv<typename decltype(tag)::type>(problem, config, stream); });
     case plan::CudaKernel::kNarrow:
       return launch_narrow(problem, config, stream);
+    case plan::CudaKernel::kRows:
+      if (problem.dtype != DType::kFloat32) break;
+      return launch_rows<float>(problem, config.tile_n == 256 ? RowsTile::k2x256 : RowsTile::k1x64, config.split_strips,
+                                stream);
     case plan::CudaKernel::kWide:
       return launch_wide(problem, stream);
     case plan::CudaKernel::kPanel:

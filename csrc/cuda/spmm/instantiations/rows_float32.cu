@@ -1,0 +1,7 @@
+#include "cuda/spmm/rows_launch.cuh"
+
+namespace csb::cuda {
+
+template cudaError_t launch_rows<float>(const SpmmProblem&, RowsTile, bool, cudaStream_t);
+
+}  // namespace csb::cuda

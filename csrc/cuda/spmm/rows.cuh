@@ -1,0 +1,232 @@
+#pragma once
+
+#include "cuda/device/epilogue.cuh"
+#include "cuda/spmm/rows_loader.cuh"
+#include "cuda/spmm/rows_sorter.cuh"
+
+namespace csb::cuda {
+
+// Multiplies what the ring brings.
+template <typename Config, bool kTransposed>
+class RowsConsumer {
+ public:
+  using T = typename Config::T;
+  using Acc = AccOf<T>;
+  using Shared = RowsShared<Config>;
+  using Stage = RowsStage<Config>;
+  static constexpr int kRows = Config::kRows;
+  static constexpr int kCols = Config::kCols;
+
+  __device__ __forceinline__ RowsConsumer(const SpmmProblem& problem, const RowsLaunch& how, Shared& shared,
+                                          int warp_idx)
+      : problem_(problem), how_(how), shared_(shared) {
+    strip_ = warp_idx / Config::kWarpsPerStrip;
+    first_row_ = warp_idx % Config::kWarpsPerStrip * kRows;
+    lane_idx_ = threadIdx.x % 32;
+  }
+
+  __device__ __forceinline__ void run() {
+    // Nested, rather than one loop over steps of all kinds, in which the sums would move from register to register.
+    while (true) {
+      clear();
+      const Stage* stage = &acquire();
+#pragma unroll 1
+      while (stage->kind == RowsStepKind::kMultiply) {
+        multiply(*stage);
+        release();
+        stage = &acquire();
+      }
+      if (stage->kind == RowsStepKind::kEnd) return;
+      const int32_t strip = stage->strip;
+      const int64_t first_column = stage->first_column;
+      release();
+      flush(strip, first_column);
+    }
+  }
+
+ private:
+  using Entry = RowsEntry<Acc>;
+
+  __device__ __forceinline__ const Stage& acquire() {
+    ring_wait(&shared_.full[cursor_.slot], cursor_.phase);
+    return shared_.stages[cursor_.slot];
+  }
+
+  __device__ __forceinline__ void release() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ring_arrive(&shared_.empty[cursor_.slot]);
+    cursor_.advance();
+  }
+
+  __device__ __forceinline__ void multiply(const Stage& stage) {
+    const char* x = reinterpret_cast<const char*>(stage.x + lane_idx_ * Config::kPitch);
+    const Entry* entries = stage.entries[strip_];
+    const uint16_t* begin = stage.begin[strip_] + first_row_;
+    // Two in a register: the sums need most of them.
+    Vector<uint16_t, min_of(kRows, 8)> places[ceil_div(kRows, 8)];
+#pragma unroll
+    for (int i = 0; i < ceil_div(kRows, 8); ++i) {
+      places[i] = reinterpret_cast<const Vector<uint16_t, min_of(kRows, 8)>*>(begin)[i];
+    }
+    const int32_t last = begin[kRows];
+    // A warp's entries follow each other across its rows. The next entry is read while the one before it is multiplied;
+    // the last read may lie behind the last entry, but not behind the stage.
+    const Entry* entry = entries + places[0].lane[0];
+    Entry next = *entry;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const Entry* end =
+          entries + (r + 1 < kRows ? places[(r + 1) / 8 % ceil_div(kRows, 8)].lane[(r + 1) % min_of(kRows, 8)] : last);
+      if constexpr (kCols <= 4) {
+#pragma unroll 1
+        for (; entry + 2 <= end; entry += 2) {
+          const Entry a = next;
+          const Entry b = entry[1];
+          next = entry[2];
+          Acc xa[kCols], xb[kCols];
+          read(xa, x + a.offset);
+          read(xb, x + b.offset);
+          add(r, a.value, xa);
+          add(r, b.value, xb);
+        }
+        if (entry == end) continue;
+      }
+#pragma unroll 1
+      for (; entry < end; ++entry) {
+        const Entry a = next;
+        next = entry[1];
+        Acc xa[kCols];
+        read(xa, x + a.offset);
+        add(r, a.value, xa);
+        if (kCols <= 4) {
+          ++entry;
+          break;
+        }
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void read(Acc (&to)[kCols], const char* from) {
+#pragma unroll
+    for (int i = 0; i < kCols; ++i) to[i] = reinterpret_cast<const Acc*>(from)[i * 32 * Config::kPitch];
+  }
+
+  __device__ __forceinline__ void add(int r, Acc value, const Acc (&x)[kCols]) {
+#pragma unroll
+    for (int i = 0; i < kCols; ++i) sums_[r][i] += value * x[i];
+  }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int i = 0; i < kCols; ++i) sums_[r][i] = Acc(0);
+    }
+  }
+
+  __device__ __forceinline__ void flush(int32_t first_strip, int64_t first_column) {
+    const int32_t per_strip = kTransposed ? problem_.w.mb : problem_.w.kb;
+    const int32_t strip = first_strip + strip_;
+    const int32_t strip_begin = strip * per_strip;
+    const int32_t feature = strip * Config::kBlock + first_row_;
+    const int32_t features = (kTransposed ? problem_.w.k : problem_.w.m) - feature;
+    if (features <= 0) return;
+    bool whole = true;
+    if (Config::kStrips == 1 && how_.split) {
+      whole = problem_.units[blockIdx.x] <= strip_begin && strip_begin + per_strip <= problem_.units[blockIdx.x + 1];
+    }
+    const Epilogue<T> epilogue = epilogue_of<T>(problem_);
+    // The columns move down one register each time: with an index into them they would live in memory, and unrolled
+    // the activations would be there kCols times.
+#pragma unroll 1
+    for (int i = 0; i < kCols; ++i) {
+      const int64_t column = first_column + 32 * i + lane_idx_;
+      if (column < problem_.y.columns) {
+        if (whole) {
+          store_output(epilogue, feature, features, column);
+        } else {
+          store_partial(strip, features, column);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int c = 1; c < kCols; ++c) sums_[r][c - 1] = sums_[r][c];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store_output(const Epilogue<T>& epilogue, int32_t feature, int32_t features,
+                                               int64_t column) {
+    T* y = static_cast<T*>(problem_.y.data) + problem_.y.column_offset(column) + feature * problem_.y.stride_f;
+    constexpr int kVec = 16 / sizeof(T);
+#pragma unroll
+    for (int r = 0; r < kRows; r += kVec) {
+      Vector<T, kVec> out;
+#pragma unroll
+      for (int v = 0; v < kVec; ++v) {
+        const Acc sum = sums_[r + v][0] + (r + v < features ? epilogue.bias_of(feature + r + v) : Acc(0));
+        out.lane[v] =
+            from_acc<T>(epilogue.activation == Activation::kNone ? sum : activate_apart(sum, epilogue.activation));
+      }
+      if (how_.vector_output && r + kVec <= features) {
+        *reinterpret_cast<Vector<T, kVec>*>(y + r) = out;
+        continue;
+      }
+#pragma unroll
+      for (int v = 0; v < kVec; ++v) {
+        if (r + v < features) y[(r + v) * problem_.y.stride_f] = out.lane[v];
+      }
+    }
+  }
+
+  // Not inline: kRows copies of every activation would cost the sums their registers.
+  static __device__ __noinline__ Acc activate_apart(Acc sum, Activation activation) {
+    return activate(sum, activation);
+  }
+
+  __device__ __forceinline__ void store_partial(int32_t strip, int32_t features, int64_t column) {
+    const int64_t slot = int64_t(blockIdx.x) + strip;
+    Acc* partial =
+        static_cast<Acc*>(problem_.partials) + (slot * Config::kBlock + first_row_) * problem_.y.columns + column;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r < features) partial[r * problem_.y.columns] = sums_[r][0];
+    }
+  }
+
+  const SpmmProblem& problem_;
+  const RowsLaunch& how_;
+  Shared& shared_;
+  int strip_;
+  int first_row_;
+  int lane_idx_;
+  RingCursor<Config::kStages> cursor_;
+  Acc sums_[kRows][kCols];
+};
+
+// Grid: x = work unit (split) or group of kStrips output strips; y = column tiles, folded at the grid's limit.
+template <typename Config, RowsAccess kAccess, bool kTransposed>
+__global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
+    rows_kernel(const __grid_constant__ SpmmProblem problem, const __grid_constant__ RowsLaunch how) {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  auto& shared = *reinterpret_cast<RowsShared<Config>*>(shared_bytes);
+  if (threadIdx.x < Config::kStages) {
+    // Every loader and one sorter of each strip; where X is copied element by element also every copying thread.
+    constexpr int kCopying = kAccess == RowsAccess::kElements ? 32 * Config::kLoaders : 0;
+    ring_init(&shared.full[threadIdx.x], Config::kLoaders + Config::kStrips + kCopying);
+    ring_init(&shared.empty[threadIdx.x], Config::kConsumers);
+  }
+  __syncthreads();
+  // Uniform by construction, which the compiler can see only this way.
+  const int warp_idx = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / 32, 0);
+  if (warp_idx < Config::kConsumers) {
+    RowsConsumer<Config, kTransposed>(problem, how, shared, warp_idx).run();
+  } else if (warp_idx < Config::kConsumers + Config::kLoaders) {
+    RowsLoader<Config, kAccess, kTransposed>(problem, how, shared, warp_idx - Config::kConsumers).run();
+  } else {
+    RowsSorter<Config, kTransposed>(problem, how, shared, warp_idx - Config::kConsumers - Config::kLoaders).run();
+  }
+}
+
+}  // namespace csb::cuda

@@ -1,0 +1,76 @@
+#pragma once
+
+#include "cuda/device/launch.cuh"
+#include "cuda/device/panel.cuh"
+#include "cuda/spmm/rows.cuh"
+#include "cuda/spmm/rows.h"
+
+namespace csb::cuda {
+
+inline bool aligned_to(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+template <typename T>
+RowsAccess rows_access(const SpmmProblem& problem) {
+  const DenseView& x = problem.x;
+  if (sizeof(T) != 4) return RowsAccess::kElements;
+  if (x.stride_f == 1) {
+    const bool one_run = x.size[0] == 1 && x.size[1] == 1;
+    const bool aligned = aligned_to(x.data, 16) && x.stride[2] % 4 == 0 && problem.in_features() % 4 == 0;
+    return one_run && aligned ? RowsAccess::kFeatureVectors : RowsAccess::kElements;
+  }
+  const bool vectors = panel_access<T>(x, 4) == PanelAccess::kVectors && x.columns % 4 == 0;
+  return vectors ? RowsAccess::kColumnVectors : RowsAccess::kElements;
+}
+
+template <typename Config, RowsAccess kAccess, bool kTransposed>
+cudaError_t launch_rows_kernel(const SpmmProblem& problem, bool split, cudaStream_t stream) {
+  using T = typename Config::T;
+  constexpr int64_t kMaxGridY = 65535;
+  constexpr int kVec = 16 / sizeof(T);
+  if (split && Config::kStrips > 1) return cudaErrorInvalidValue;
+  const DenseView& y = problem.y;
+  RowsLaunch how;
+  how.split = split;
+  how.lanes_on_features = problem.x.stride_f == 1;
+  how.vector_entries = aligned_to(problem.values, 16) && aligned_to(problem.w.codes, 8);
+  how.vector_output = y.stride_f == 1 && aligned_to(y.data, 16) && y.stride[0] % kVec == 0 && y.stride[1] % kVec == 0 &&
+                      y.stride[2] % kVec == 0;
+  const int64_t owners = split ? problem.num_units : ceil_div(problem.strips(), Config::kStrips);
+  const int64_t tiles = ceil_div<int64_t>(y.columns, Config::kTileN);
+  const dim3 grid(static_cast<unsigned>(owners), static_cast<unsigned>(min_of(tiles, kMaxGridY)));
+  return launch(rows_kernel<Config, kAccess, kTransposed>, grid, dim3(Config::kThreads), sizeof(RowsShared<Config>),
+                stream, problem, how);
+}
+
+template <typename Config, RowsAccess kAccess>
+cudaError_t launch_rows_direction(const SpmmProblem& problem, bool split, cudaStream_t stream) {
+  return problem.transposed ? launch_rows_kernel<Config, kAccess, true>(problem, split, stream)
+                            : launch_rows_kernel<Config, kAccess, false>(problem, split, stream);
+}
+
+template <typename Config>
+cudaError_t launch_rows_tile(const SpmmProblem& problem, bool split, cudaStream_t stream) {
+  switch (rows_access<typename Config::T>(problem)) {
+    case RowsAccess::kFeatureVectors:
+      return launch_rows_direction<Config, RowsAccess::kFeatureVectors>(problem, split, stream);
+    case RowsAccess::kColumnVectors:
+      return launch_rows_direction<Config, RowsAccess::kColumnVectors>(problem, split, stream);
+    case RowsAccess::kElements:
+      return launch_rows_direction<Config, RowsAccess::kElements>(problem, split, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <typename T>
+cudaError_t launch_rows(const SpmmProblem& problem, RowsTile tile, bool split, cudaStream_t stream) {
+  if (problem.w.block_shift != 6) return cudaErrorInvalidValue;
+  switch (tile) {
+    case RowsTile::k1x64:
+      return launch_rows_tile<RowsConfig<T, 1, 2, 8, 2, 4, 1024, 16, 2>>(problem, split, stream);
+    case RowsTile::k2x256:
+      return launch_rows_tile<RowsConfig<T, 2, 8, 8, 2, 2, 1536, 16, 1>>(problem, split, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace csb::cuda
