@@ -53,8 +53,7 @@ class RowsConsumer {
   }
 
   __device__ __forceinline__ void release() {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ring_arrive(&shared_.empty[cursor_.slot]);
+    ring_arrive(&shared_.empty[cursor_.slot]);
     cursor_.advance();
   }
 
@@ -212,10 +211,11 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<RowsShared<Config>*>(shared_bytes);
   if (threadIdx.x < Config::kStages) {
-    // Every loader and one sorter of each strip; where X is copied element by element also every copying thread.
-    constexpr int kCopying = kAccess == RowsAccess::kElements ? 32 * Config::kLoaders : 0;
-    ring_init(&shared.full[threadIdx.x], Config::kLoaders + Config::kStrips + kCopying);
-    ring_init(&shared.empty[threadIdx.x], Config::kConsumers);
+    // Every thread of the loaders and of one sorter for each strip; where X is copied element by element, the loaders'
+    // copies arrive too.
+    constexpr int kArrivals = kAccess == RowsAccess::kElements ? 2 : 1;
+    ring_init(&shared.full[threadIdx.x], 32 * (kArrivals * Config::kLoaders + Config::kStrips));
+    ring_init(&shared.empty[threadIdx.x], 32 * Config::kConsumers);
   }
   __syncthreads();
   // Uniform by construction, which the compiler can see only this way.

@@ -50,8 +50,7 @@ class RowsLoader {
         if (multiply) copy(stage, step.at * Config::kBlock);
         ring_arrive_after_copies(&shared_.full[cursor_.slot]);
       }
-      __syncwarp();
-      if (lane_idx_ == 0) ring_arrive(&shared_.full[cursor_.slot]);
+      ring_arrive(&shared_.full[cursor_.slot]);
       cursor_.advance();
       if (step.kind == RowsStepKind::kEnd) return;
       step = walk.next();

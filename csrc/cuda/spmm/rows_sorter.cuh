@@ -39,8 +39,7 @@ class RowsSorter {
           keep_order(stage, work);
         }
       }
-      __syncwarp();
-      if (lane_idx_ == 0) ring_arrive(&shared_.full[cursor_.slot]);
+      ring_arrive(&shared_.full[cursor_.slot]);
       cursor_.advance();
       if (!more) return;
       work = next;
