@@ -388,16 +388,13 @@ class Wide {
       const int32_t feature = 64 * strip_at(quad / 16) + 4 * (quad % 16);
       if (feature >= features) continue;
       const float4* share = reinterpret_cast<const float4*>(&shared_.sum[column][4 * quad]);
-      float4 total = *share;
-      if (launch_.splits > 1) {
-        total = read_neighbour(share, 0);
-        for (int32_t rank = 1; rank < launch_.splits; ++rank) {
-          const float4 other = read_neighbour(share, rank);
-          total.x += other.x;
-          total.y += other.y;
-          total.z += other.z;
-          total.w += other.w;
-        }
+      float4 total = launch_.splits > 1 ? read_neighbour(share, 0) : *share;
+      for (int32_t rank = 1; rank < launch_.splits; ++rank) {
+        const float4 other = read_neighbour(share, rank);
+        total.x += other.x;
+        total.y += other.y;
+        total.z += other.z;
+        total.w += other.w;
       }
       const float sums[4] = {total.x, total.y, total.z, total.w};
       Vector<Scalar, 4> out;
