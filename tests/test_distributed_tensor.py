@@ -106,7 +106,7 @@ def smooth_activation(device, name):
         loss(m(x), factor).backward()
     # Only the sums over the 46 hidden features are made in two parts. Each errs by 46 times half the unit of double, of
     # the sum of the products' magnitudes; what follows is Lipschitz with at most 1.2, times numbers below 4.
-    hidden = torch.relu(expected.up(x)).abs().max()
+    hidden = torch.relu(expected.up(x)).abs().max().detach()
     bound = float(46 * 2**-53 * 46 * 2 * hidden)
     torch.testing.assert_close(model(x), expected(x), rtol=0, atol=1.2 * bound)
     for layer in ("up", "down"):

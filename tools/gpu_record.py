@@ -74,6 +74,14 @@ def machine() -> dict[str, str]:
     return {"gpu": torch.cuda.get_device_name(), "driver": driver, "torch": torch.__version__}
 
 
+def last_gpu() -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")[-1]
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[-1]
+
+
 def run_tests() -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
@@ -104,6 +112,8 @@ def run_sanitizer(program: str, tool: str, part: str) -> int:
     # torch's caching allocator would hand out neighbours of a buffer as valid memory and hide an overrun.
     # More CPU threads than free cores, which the tests beside it take, wait for each other for minutes.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}
+    # Where there are several GPUs the tests keep the first ones busy.
+    environment["CUDA_VISIBLE_DEVICES"] = last_gpu()
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [program, "--tool", tool, "--print-limit", "20", sys.executable, CASES, "--only", part]
     begin = time.monotonic()
