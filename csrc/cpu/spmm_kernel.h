@@ -1,142 +1,185 @@
 #pragma once
 
-#include "cpu/numeric.h"
+#include "cpu/rows.h"
 #include "cpu/spmv_kernel.h"
 
 // One block times one packed tile. Kernel header: see kernel_prelude.h.
 //
 //   F: out[row] += value * in[col]        T: out[col] += value * in[row]        rows of `width` columns
 //
-// Ways to walk the entries (row-major in the block):
-//   scatter_block  adds every entry to its output row in memory. Entries that follow each other in T meet different
-//                  output rows, so nothing waits. In F they meet the same one, so F walks several parts of the block
-//                  side by side.
-//   row_block      F, wide tiles, long rows: keeps the output row in registers for as long as the row lasts. A row's
-//                  end is a mispredicted branch, which short rows don't repay.
-//   turns_block    the same for narrow tiles and longer rows yet.
-//   column_block   a single column, in spmv_kernel.h.
+// gather_rows   F. A row's entries are taken in pieces of 16, whose sums stay in registers from piece to piece, and of 8,
+//               4, 2 and 1. The small pieces of all rows are put into a list of their size first: a row ends after a
+//               random number of entries, and a branch on it, mispredicted once a row, costs as much as eight entries.
+// scatter_rows  T, long rows: the row's activations stay in registers.
+// scatter_flat  T, short rows: no branch on where a row ends.
+// column_block  a single column, in spmv_kernel.h.
 namespace csb::cpu::CSB_CPU_ISA {
 
 template <typename C>
 using BlockKernel = void (*)(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in,
                              C* out);
 
+// The part of a tile's row that registers hold at once.
 template <typename C, int kWidth>
-constexpr int kTileLanes = kWidth < kLanes<C> ? kWidth : kLanes<C>;
+struct Panel {
+  static constexpr int kCount = kWidth < kLanes<C> ? kWidth : kLanes<C>;
+  static constexpr int kVectors = kWidth / kCount < 8 ? kWidth / kCount : 8;  // of 16 registers
+  static constexpr int kColumns = kVectors * kCount;
+  // Sums that take turns, because each waits four cycles for itself.
+  static constexpr int kTurns = kVectors >= 8 ? 1 : kVectors >= 4 ? 2 : 4;
+  using V = std::conditional_t<kWidth == 1, C, Vector<C, kCount>>;
+};
 
-template <typename C, int kWidth, bool kTransposed>
-CSB_INLINE void scatter_entry(uint32_t code, C value, int32_t block_shift, uint32_t swizzle_mask, const C* in, C* out) {
-  const uint32_t row = code >> block_shift;
-  const uint32_t col = (code & ((1u << block_shift) - 1)) ^ ((row & swizzle_mask) << 3);
-  const C* from = in + (kTransposed ? row : col) * kWidth;
-  C* to = out + (kTransposed ? col : row) * kWidth;
-  if constexpr (kWidth == 1) {
-    *to += value * *from;
-  } else {
-    constexpr int kCount = kTileLanes<C, kWidth>;
-    using V = Vector<C, kCount>;
-    CSB_UNROLL
-    for (int i = 0; i < kWidth; i += kCount) {
-      store_vector(load_vector<V>(to + i) + load_vector<V>(from + i) * value, to + i);
-    }
-  }
+template <typename C>
+CSB_INLINE const C* at_offset(const C* tile, uint32_t bytes) {
+  return reinterpret_cast<const C*>(reinterpret_cast<const std::byte*>(tile) + bytes);
 }
 
-template <typename C, int kWidth, bool kTransposed, int kParts>
-void scatter_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
-                   C* __restrict out) {
-  const uint32_t swizzle_mask = static_cast<uint32_t>(swizzle(7, block_shift)) >> 3;
-  const int32_t part = count / kParts;
-  for (int32_t e = 0; e < part; ++e) {
-    CSB_UNROLL
-    for (int s = 0; s < kParts; ++s) {
-      scatter_entry<C, kWidth, kTransposed>(codes[e + s * part], values[e + s * part], block_shift, swizzle_mask, in,
-                                            out);
-    }
-  }
-  for (int32_t e = part * kParts; e < count; ++e) {
-    scatter_entry<C, kWidth, kTransposed>(codes[e], values[e], block_shift, swizzle_mask, in, out);
-  }
+template <typename C>
+CSB_INLINE C* at_offset(C* tile, uint32_t bytes) {
+  return reinterpret_cast<C*>(reinterpret_cast<std::byte*>(tile) + bytes);
 }
 
-template <typename C, int kWidth>
-void row_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
-               C* __restrict out) {
-  constexpr int kCount = kTileLanes<C, kWidth>;
-  constexpr int kVectors = kWidth / kCount < 8 ? kWidth / kCount : 8;  // of 16 registers
-  constexpr int kPanel = kVectors * kCount;
-  using V = Vector<C, kCount>;
-  const uint32_t col_mask = (1u << block_shift) - 1;
-  int32_t begin = 0;
-  while (begin < count) {
-    const uint32_t row = codes[begin] >> block_shift;
-    const uint32_t flip = static_cast<uint32_t>(swizzle(static_cast<int32_t>(row), block_shift));
-    int32_t end = begin + 1;
-    while (end < count && (static_cast<uint32_t>(codes[end]) >> block_shift) == row) ++end;
-    for (int panel = 0; panel < kWidth; panel += kPanel) {
-      C* to = out + row * kWidth + panel;
-      const C* from = in + panel;
-      V sum[kVectors];
+// Adds `pieces` times kEntries entries of one row to their row of out.
+template <typename C, int kWidth, int kEntries>
+CSB_INLINE void gather_pieces(const uint32_t* offset, const C* values, uint32_t pieces, const C* in, C* out) {
+  using P = Panel<C, kWidth>;
+  using V = typename P::V;
+  constexpr int kTurns = P::kTurns < kEntries ? P::kTurns : kEntries;
+  for (int panel = 0; panel < kWidth; panel += P::kColumns) {
+    V sum[kTurns][P::kVectors];
+    CSB_UNROLL
+    for (int i = 0; i < P::kVectors; ++i) {
+      sum[0][i] = load_vector<V>(out + panel + i * P::kCount);
       CSB_UNROLL
-      for (int i = 0; i < kVectors; ++i) sum[i] = load_vector<V>(to + i * kCount);
-      for (int32_t e = begin; e < end; ++e) {
-        const C* x = from + ((codes[e] & col_mask) ^ flip) * kWidth;
-        const C value = values[e];
+      for (int turn = 1; turn < kTurns; ++turn) sum[turn][i] = V{};
+    }
+    for (uint32_t e = 0; e < pieces * kEntries; e += kEntries) {
+      CSB_UNROLL
+      for (int piece = 0; piece < kEntries; ++piece) {
+        const C* from = at_offset(in + panel, offset[e + piece]);
+        const C value = values[e + piece];
         CSB_UNROLL
-        for (int i = 0; i < kVectors; ++i) sum[i] += load_vector<V>(x + i * kCount) * value;
+        for (int i = 0; i < P::kVectors; ++i) sum[piece % kTurns][i] += load_vector<V>(from + i * P::kCount) * value;
       }
-      CSB_UNROLL
-      for (int i = 0; i < kVectors; ++i) store_vector(sum[i], to + i * kCount);
     }
-    begin = end;
+    CSB_UNROLL
+    for (int i = 0; i < P::kVectors; ++i) {
+      CSB_UNROLL
+      for (int turn = 1; turn < kTurns; ++turn) sum[0][i] += sum[turn][i];
+      store_vector(sum[0][i], out + panel + i * P::kCount);
+    }
   }
 }
 
-// The same for narrow tiles, where one row of sums would wait for itself: four take turns.
+// Pieces of one size, each `row << 16 | first entry`.
+struct Pieces {
+  uint32_t count = 0;
+  uint32_t at[256 + 1];  // of a block's rows; one more, because add() writes before it knows
+
+  CSB_INLINE void add(uint32_t start, bool wanted) {
+    at[count] = start;
+    count += wanted;
+  }
+};
+
+template <typename C, int kWidth, int kEntries>
+CSB_INLINE void gather_list(const Pieces& list, const uint32_t* offset, const C* values, const C* in, C* out) {
+  for (uint32_t i = 0; i < list.count; ++i) {
+    const uint32_t first = list.at[i] & 0xffffu;
+    gather_pieces<C, kWidth, kEntries>(offset + first, values + first, 1, in, out + (list.at[i] >> 16) * kWidth);
+  }
+}
+
 template <typename C, int kWidth>
-void turns_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
+void gather_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
                  C* __restrict out) {
-  static_assert(kWidth <= kLanes<C> && kWidth > 1, "a row of the tile is one vector");
-  using V = Vector<C, kWidth>;
-  const uint32_t col_mask = (1u << block_shift) - 1;
-  int32_t e = 0;
-  while (e < count) {
-    const uint32_t row = codes[e] >> block_shift;
-    const uint32_t flip = static_cast<uint32_t>(swizzle(static_cast<int32_t>(row), block_shift));
-    const auto term = [&](int32_t at) {
-      return load_vector<V>(in + ((codes[at] & col_mask) ^ flip) * kWidth) * values[at];
-    };
-    V sum[4] = {};
-    // Rows ascend: where the fourth entry is of this row, all four are.
-    for (; e + 4 <= count && static_cast<uint32_t>(codes[e + 3]) >> block_shift == row; e += 4) {
-      CSB_UNROLL
-      for (int turn = 0; turn < 4; ++turn) sum[turn] += term(e + turn);
+  DecodedRows rows;
+  for (int32_t done = 0; done < count; done += kChunkEntries) {
+    const C* const chunk = values + done;
+    decode_rows(codes + done, chunk, min_of(kChunkEntries, count - done), block_shift, kWidth * sizeof(C), rows);
+    Pieces eights, fours, twos, ones;
+    for (int32_t r = 0; r < rows.count; ++r) {
+      uint32_t start = rows.start[r];
+      const uint32_t entries = (rows.start[r + 1] & 0xffffu) - (start & 0xffffu);
+      if (entries >= 16) {
+        const uint32_t first = start & 0xffffu;
+        C* const to = out + (start >> 16) * kWidth;
+        gather_pieces<C, kWidth, 16>(rows.offset + first, chunk + first, entries / 16, in, to);
+        start += entries & ~15u;
+      }
+      eights.add(start, entries & 8);
+      start += entries & 8;
+      fours.add(start, entries & 4);
+      start += entries & 4;
+      twos.add(start, entries & 2);
+      start += entries & 2;
+      ones.add(start, entries & 1);
     }
-    for (; e < count && static_cast<uint32_t>(codes[e]) >> block_shift == row; ++e) sum[0] += term(e);
-    C* to = out + row * kWidth;
-    store_vector(load_vector<V>(to) + ((sum[0] + sum[1]) + (sum[2] + sum[3])), to);
+    gather_list<C, kWidth, 8>(eights, rows.offset, chunk, in, out);
+    gather_list<C, kWidth, 4>(fours, rows.offset, chunk, in, out);
+    gather_list<C, kWidth, 2>(twos, rows.offset, chunk, in, out);
+    gather_list<C, kWidth, 1>(ones, rows.offset, chunk, in, out);
   }
 }
 
-constexpr int kForwardParts = 4;  // covers the latency of a load, multiply, add and store
-constexpr int32_t kLongRow = 16;  // entries
-constexpr int32_t kTurnsRow = 32;
+template <typename C, int kWidth>
+void scatter_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
+                  C* __restrict out) {
+  using P = Panel<C, kWidth>;
+  using V = typename P::V;
+  DecodedRows rows;
+  for (int32_t done = 0; done < count; done += kChunkEntries) {
+    const C* const chunk = values + done;
+    decode_rows(codes + done, chunk, min_of(kChunkEntries, count - done), block_shift, kWidth * sizeof(C), rows);
+    for (int32_t r = 0; r < rows.count; ++r) {
+      const uint32_t begin = rows.start[r] & 0xffffu;
+      const uint32_t end = rows.start[r + 1] & 0xffffu;
+      for (int panel = 0; panel < kWidth; panel += P::kColumns) {
+        const C* const from = in + (rows.start[r] >> 16) * kWidth + panel;
+        V x[P::kVectors];
+        CSB_UNROLL
+        for (int i = 0; i < P::kVectors; ++i) x[i] = load_vector<V>(from + i * P::kCount);
+        for (uint32_t e = begin; e < end; ++e) {
+          C* const to = at_offset(out + panel, rows.offset[e]);
+          CSB_UNROLL
+          for (int i = 0; i < P::kVectors; ++i) {
+            C* const at = to + i * P::kCount;
+            store_vector(V(load_vector<V>(at) + x[i] * chunk[e]), at);
+          }
+        }
+      }
+    }
+  }
+}
 
 template <typename C, int kWidth>
-void forward_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
-  if constexpr (kWidth >= 32) {
-    if (count >= (kLongRow << block_shift)) {
-      row_block<C, kWidth>(codes, values, count, block_shift, in, out);
-      return;
+void scatter_flat(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
+                  C* __restrict out) {
+  using P = Panel<C, kWidth>;
+  using V = typename P::V;
+  DecodedEntries entries;
+  for (int32_t done = 0; done < count; done += kChunkEntries) {
+    const C* const chunk = values + done;
+    const int32_t part = min_of(kChunkEntries, count - done);
+    decode_entries(codes + done, chunk, part, block_shift, kWidth * sizeof(C), entries);
+    for (int32_t e = 0; e < part; ++e) {
+      const C* const from = at_offset(in, entries.row[e]);
+      C* const to = at_offset(out, entries.col[e]);
+      CSB_UNROLL
+      for (int i = 0; i < kWidth; i += P::kCount) {
+        store_vector(V(load_vector<V>(to + i) + load_vector<V>(from + i) * chunk[e]), to + i);
+      }
     }
   }
-  if constexpr (kWidth > 1 && kWidth <= kLanes<C>) {
-    if (count >= (kTurnsRow << block_shift)) {
-      turns_block<C, kWidth>(codes, values, count, block_shift, in, out);
-      return;
-    }
-  }
-  scatter_block<C, kWidth, false, kForwardParts>(codes, values, count, block_shift, in, out);
+}
+
+constexpr int32_t kLongRow = 16;  // entries that repay a mispredicted end
+
+template <typename C, int kWidth>
+void scatter_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
+  const bool long_rows = count >= (kLongRow << block_shift) || Panel<C, kWidth>::kVectors >= 4;
+  (long_rows ? scatter_rows<C, kWidth> : scatter_flat<C, kWidth>)(codes, values, count, block_shift, in, out);
 }
 
 template <typename C, int kWidth>
@@ -144,7 +187,7 @@ BlockKernel<C> block_kernel(bool transposed) {
 #if defined(__x86_64__) && CSB_VECTOR_BYTES == 64
   if constexpr (kWidth == 1 && std::is_same_v<C, float>) return transposed ? column_block<true> : column_block<false>;
 #endif
-  return transposed ? scatter_block<C, kWidth, true, 1> : forward_block<C, kWidth>;
+  return transposed ? scatter_block<C, kWidth> : gather_rows<C, kWidth>;
 }
 
 template <typename C>

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "cpu/numeric.h"
+#include "cpu/rows.h"
 
 // One block times one column, sixteen entries at a time. AVX-512 only: it has gathers, scatters and masks. Kernel
 // header: see kernel_prelude.h.
@@ -29,9 +29,6 @@ CSB_INLINE void add_rows(__mmask16 present, __mmask16 starts, __m512i row, __m51
   _mm512_mask_i32scatter_ps(out, last, row, _mm512_add_ps(sum, product), 4);
 }
 
-// Entries: what memory needs to bring a line while others are multiplied. A prefetch behind the arrays does nothing.
-constexpr int32_t kAhead = 1280;
-
 // A row has no column twice: in T the entries of one row never meet.
 template <bool kTransposed>
 void column_block(const uint16_t* codes, const float* values, int32_t count, int32_t block_shift, const float* in,
@@ -40,8 +37,8 @@ void column_block(const uint16_t* codes, const float* values, int32_t count, int
   const __m512i flipped = _mm512_set1_epi32(swizzle(7, block_shift) >> 3);
   const __m128i shift = _mm_cvtsi32_si128(block_shift);
   for (int32_t e = 0; e < count; e += 16) {
-    __builtin_prefetch(codes + e + kAhead);
-    __builtin_prefetch(values + e + kAhead);
+    __builtin_prefetch(codes + e + kAheadEntries);
+    __builtin_prefetch(values + e + kAheadEntries);
     const uint32_t all = count - e >= 16 ? 0xffffu : (1u << (count - e)) - 1;
     const __mmask16 present = static_cast<__mmask16>(all);
     const __m512i code = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, codes + e));

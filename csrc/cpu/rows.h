@@ -1,0 +1,121 @@
+#pragma once
+
+#include "cpu/numeric.h"
+
+// The entries of a block, decoded in chunks for the kernels that walk them row by row. Kernel header: see
+// kernel_prelude.h.
+namespace csb::cpu::CSB_CPU_ISA {
+
+// Entries: offsets that stay in a first-level cache beside the tiles.
+constexpr int32_t kChunkEntries = 2048;
+
+// What memory needs to bring a line while others are multiplied. A prefetch behind the arrays does nothing.
+constexpr int32_t kAheadEntries = 1280;
+
+// A row's part of a chunk is `row << 16 | first entry`.
+struct DecodedRows {
+  uint32_t offset[kChunkEntries];  // of each entry's column in the tile, in bytes
+  uint32_t start[256 + 16];        // rows that have entries; one more ends the last (room for a whole vector)
+  int32_t count;                   // of rows
+};
+
+// What both rows and columns of the tiles need, in bytes, without where the rows begin.
+struct DecodedEntries {
+  uint32_t row[kChunkEntries];
+  uint32_t col[kChunkEntries];
+};
+
+CSB_INLINE uint32_t code_column(uint32_t code, int32_t block_shift, uint32_t flipped) {
+  return (code & ((1u << block_shift) - 1)) ^ (((code >> block_shift) & flipped) << 3);
+}
+
+template <typename C>
+CSB_INLINE void decode_entries(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift,
+                               uint32_t row_bytes, DecodedEntries& entries) {
+  const uint32_t flipped = static_cast<uint32_t>(swizzle(7, block_shift)) >> 3;
+  constexpr int32_t kCount = kLanes<uint32_t>;
+  using V = Vector<uint32_t, kCount>;
+  int32_t e = 0;
+  for (; e + kCount <= count; e += kCount) {
+    __builtin_prefetch(codes + e + kAheadEntries);
+    __builtin_prefetch(values + e + kAheadEntries);
+    const V code = __builtin_convertvector((load_vector<Vector<uint16_t, kCount>>(codes + e)), V);
+    const V row = code >> static_cast<uint32_t>(block_shift);
+    const V col = (code & ((1u << block_shift) - 1)) ^ ((row & flipped) << 3);
+    store_vector(V(row * row_bytes), entries.row + e);
+    store_vector(V(col * row_bytes), entries.col + e);
+  }
+  for (; e < count; ++e) {
+    entries.row[e] = (static_cast<uint32_t>(codes[e]) >> block_shift) * row_bytes;
+    entries.col[e] = code_column(codes[e], block_shift, flipped) * row_bytes;
+  }
+}
+
+#if defined(__x86_64__) && CSB_VECTOR_BYTES == 64
+
+template <typename C>
+CSB_INLINE void decode_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift,
+                            uint32_t row_bytes, DecodedRows& rows) {
+  const __m512i col_mask = _mm512_set1_epi32((1 << block_shift) - 1);
+  const __m512i flipped = _mm512_set1_epi32(swizzle(7, block_shift) >> 3);
+  const __m512i bytes = _mm512_set1_epi32(static_cast<int32_t>(row_bytes));
+  const __m128i shift = _mm_cvtsi32_si128(block_shift);
+  __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i last_row = _mm512_set1_epi32(-1);
+  int32_t found = 0;
+  for (int32_t e = 0; e < count; e += 16) {
+    __builtin_prefetch(codes + e + kAheadEntries);
+    __builtin_prefetch(values + e + kAheadEntries);
+    const uint32_t all = count - e >= 16 ? 0xffffu : (1u << (count - e)) - 1;
+    const __mmask16 present = static_cast<__mmask16>(all);
+    const __m512i code = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, codes + e));
+    const __m512i row = _mm512_srl_epi32(code, shift);
+    const __m512i flip = _mm512_slli_epi32(_mm512_and_si512(row, flipped), 3);
+    const __m512i col = _mm512_xor_si512(_mm512_and_si512(code, col_mask), flip);
+    _mm512_storeu_si512(rows.offset + e, _mm512_mullo_epi32(col, bytes));
+    const __mmask16 starts = _mm512_mask_cmpneq_epi32_mask(present, row, _mm512_alignr_epi32(row, last_row, 15));
+    const __m512i start = _mm512_or_si512(_mm512_slli_epi32(row, 16), place);
+    _mm512_storeu_si512(rows.start + found, _mm512_maskz_compress_epi32(starts, start));
+    found += __builtin_popcount(starts);
+    last_row = row;
+    place = _mm512_add_epi32(place, _mm512_set1_epi32(16));
+  }
+  rows.start[found] = static_cast<uint32_t>(count);
+  rows.count = found;
+}
+
+#else
+
+template <typename C>
+CSB_INLINE void decode_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift,
+                            uint32_t row_bytes, DecodedRows& rows) {
+  const uint32_t col_mask = (1u << block_shift) - 1;
+  const uint32_t flipped = static_cast<uint32_t>(swizzle(7, block_shift)) >> 3;
+  constexpr int32_t kCount = kLanes<uint32_t>;
+  using V = Vector<uint32_t, kCount>;
+  int32_t e = 0;
+  for (; e + kCount <= count; e += kCount) {
+    __builtin_prefetch(codes + e + kAheadEntries);
+    __builtin_prefetch(values + e + kAheadEntries);
+    const V code = __builtin_convertvector((load_vector<Vector<uint16_t, kCount>>(codes + e)), V);
+    const V col = (code & col_mask) ^ (((code >> static_cast<uint32_t>(block_shift)) & flipped) << 3);
+    store_vector(V(col * row_bytes), rows.offset + e);
+  }
+  for (; e < count; ++e) rows.offset[e] = code_column(codes[e], block_shift, flipped) * row_bytes;
+  // Every entry writes where the next start belongs, and only the first of a row lets it stay: a branch would be
+  // mispredicted.
+  uint32_t last_row = ~0u;
+  int32_t found = 0;
+  for (e = 0; e < count; ++e) {
+    const uint32_t row = static_cast<uint32_t>(codes[e]) >> block_shift;
+    rows.start[found] = row << 16 | static_cast<uint32_t>(e);
+    found += row != last_row;
+    last_row = row;
+  }
+  rows.start[found] = static_cast<uint32_t>(count);
+  rows.count = found;
+}
+
+#endif
+
+}  // namespace csb::cpu::CSB_CPU_ISA
