@@ -14,9 +14,9 @@ constexpr int32_t kAheadEntries = 1280;
 
 // A row's part of a chunk is `row << 16 | first entry`.
 struct DecodedRows {
-  uint32_t offset[kChunkEntries];  // of each entry's column in the tile, in bytes
-  uint32_t start[256 + 16];        // rows that have entries; one more ends the last (room for a whole vector)
-  int32_t count;                   // of rows
+  alignas(64) uint32_t offset[kChunkEntries];  // of each entry's column in the tile, in bytes
+  uint32_t start[256 + 16];                    // of rows that have entries; one more ends the last
+  int32_t count;                               // of rows
 };
 
 // What both rows and columns of the tiles need, in bytes, without where the rows begin.
@@ -53,35 +53,62 @@ CSB_INLINE void decode_entries(const uint16_t* codes, const C* values, int32_t c
 
 #if defined(__x86_64__) && CSB_VECTOR_BYTES == 64
 
+CSB_INLINE __mmask16 first_lanes(int32_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xffffu : (1u << count) - 1);
+}
+
+// Decodes sixteen entries at a time and notes where rows begin.
+class Decoder {
+ public:
+  CSB_INLINE Decoder(int32_t block_shift, uint32_t* start)
+      : col_mask_(_mm512_set1_epi32((1 << block_shift) - 1)),
+        flipped_(_mm512_set1_epi32(swizzle(7, block_shift) >> 3)),
+        shift_(_mm_cvtsi32_si128(block_shift)),
+        place_(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)),
+        last_row_(_mm512_set1_epi32(-1)),
+        start_(start) {}
+
+  // The columns of the next sixteen entries, as far as they are present.
+  CSB_INLINE __m512i next(const uint16_t* codes, __mmask16 present) {
+    const __m512i code = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, codes));
+    const __m512i row = _mm512_srl_epi32(code, shift_);
+    const __mmask16 starts = _mm512_mask_cmpneq_epi32_mask(present, row, _mm512_alignr_epi32(row, last_row_, 15));
+    const __m512i start = _mm512_or_si512(_mm512_slli_epi32(row, 16), place_);
+    _mm512_storeu_si512(start_, _mm512_maskz_compress_epi32(starts, start));
+    start_ += __builtin_popcount(starts);
+    last_row_ = row;
+    place_ = _mm512_add_epi32(place_, _mm512_set1_epi32(16));
+    const __m512i flip = _mm512_slli_epi32(_mm512_and_si512(row, flipped_), 3);
+    return _mm512_xor_si512(_mm512_and_si512(code, col_mask_), flip);
+  }
+
+  // Behind the last row stand as many without entries as make up sixteen.
+  CSB_INLINE uint32_t* finish(int32_t count) {
+    _mm512_storeu_si512(start_, _mm512_set1_epi32(count));
+    return start_;
+  }
+
+ private:
+  const __m512i col_mask_;
+  const __m512i flipped_;
+  const __m128i shift_;
+  __m512i place_;
+  __m512i last_row_;
+  uint32_t* start_;
+};
+
 template <typename C>
 CSB_INLINE void decode_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift,
                             uint32_t row_bytes, DecodedRows& rows) {
-  const __m512i col_mask = _mm512_set1_epi32((1 << block_shift) - 1);
-  const __m512i flipped = _mm512_set1_epi32(swizzle(7, block_shift) >> 3);
   const __m512i bytes = _mm512_set1_epi32(static_cast<int32_t>(row_bytes));
-  const __m128i shift = _mm_cvtsi32_si128(block_shift);
-  __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  __m512i last_row = _mm512_set1_epi32(-1);
-  int32_t found = 0;
+  Decoder decoder(block_shift, rows.start);
   for (int32_t e = 0; e < count; e += 16) {
     __builtin_prefetch(codes + e + kAheadEntries);
     __builtin_prefetch(values + e + kAheadEntries);
-    const uint32_t all = count - e >= 16 ? 0xffffu : (1u << (count - e)) - 1;
-    const __mmask16 present = static_cast<__mmask16>(all);
-    const __m512i code = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, codes + e));
-    const __m512i row = _mm512_srl_epi32(code, shift);
-    const __m512i flip = _mm512_slli_epi32(_mm512_and_si512(row, flipped), 3);
-    const __m512i col = _mm512_xor_si512(_mm512_and_si512(code, col_mask), flip);
-    _mm512_storeu_si512(rows.offset + e, _mm512_mullo_epi32(col, bytes));
-    const __mmask16 starts = _mm512_mask_cmpneq_epi32_mask(present, row, _mm512_alignr_epi32(row, last_row, 15));
-    const __m512i start = _mm512_or_si512(_mm512_slli_epi32(row, 16), place);
-    _mm512_storeu_si512(rows.start + found, _mm512_maskz_compress_epi32(starts, start));
-    found += __builtin_popcount(starts);
-    last_row = row;
-    place = _mm512_add_epi32(place, _mm512_set1_epi32(16));
+    const __m512i col = decoder.next(codes + e, first_lanes(count - e));
+    _mm512_store_si512(rows.offset + e, _mm512_mullo_epi32(col, bytes));
   }
-  rows.start[found] = static_cast<uint32_t>(count);
-  rows.count = found;
+  rows.count = static_cast<int32_t>(decoder.finish(count) - rows.start);
 }
 
 #else

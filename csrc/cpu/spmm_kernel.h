@@ -7,12 +7,13 @@
 //
 //   F: out[row] += value * in[col]        T: out[col] += value * in[row]        rows of `width` columns
 //
-// gather_rows   F. A row's entries are taken in pieces of 16, whose sums stay in registers from piece to piece, and of 8,
-//               4, 2 and 1. The small pieces of all rows are put into a list of their size first: a row ends after a
-//               random number of entries, and a branch on it, mispredicted once a row, costs as much as eight entries.
+// gather_rows   F. A row's entries are taken in pieces of a fixed size, whose sums stay in registers from piece to
+// piece.
+//               What is left of all rows is put into lists by its length first: a row ends after a random number of
+//               entries, and a branch on it, mispredicted once a row, costs as much as eight entries.
 // scatter_rows  T, long rows: the row's activations stay in registers.
 // scatter_flat  T, short rows: no branch on where a row ends.
-// column_block  a single column, in spmv_kernel.h.
+// column_block  F, a single column, in spmv_kernel.h.
 namespace csb::cpu::CSB_CPU_ISA {
 
 template <typename C>
@@ -42,7 +43,7 @@ CSB_INLINE C* at_offset(C* tile, uint32_t bytes) {
 
 // Adds `pieces` times kEntries entries of one row to their row of out.
 template <typename C, int kWidth, int kEntries>
-CSB_INLINE void gather_pieces(const uint32_t* offset, const C* values, uint32_t pieces, const C* in, C* out) {
+CSB_INLINE void gather_pieces(const uint32_t* offsets, const C* values, uint32_t pieces, const C* in, C* out) {
   using P = Panel<C, kWidth>;
   using V = typename P::V;
   constexpr int kTurns = P::kTurns < kEntries ? P::kTurns : kEntries;
@@ -54,13 +55,15 @@ CSB_INLINE void gather_pieces(const uint32_t* offset, const C* values, uint32_t 
       CSB_UNROLL
       for (int turn = 1; turn < kTurns; ++turn) sum[turn][i] = V{};
     }
-    for (uint32_t e = 0; e < pieces * kEntries; e += kEntries) {
+    const uint32_t* offset = offsets;
+    const uint32_t* const end = offset + pieces * kEntries;
+    for (const C* value = values; offset != end; offset += kEntries, value += kEntries) {
       CSB_UNROLL
       for (int piece = 0; piece < kEntries; ++piece) {
-        const C* from = at_offset(in + panel, offset[e + piece]);
-        const C value = values[e + piece];
+        const C* from = at_offset(in + panel, offset[piece]);
         CSB_UNROLL
-        for (int i = 0; i < P::kVectors; ++i) sum[piece % kTurns][i] += load_vector<V>(from + i * P::kCount) * value;
+        for (int i = 0; i < P::kVectors; ++i)
+          sum[piece % kTurns][i] += load_vector<V>(from + i * P::kCount) * value[piece];
       }
     }
     CSB_UNROLL
@@ -72,55 +75,55 @@ CSB_INLINE void gather_pieces(const uint32_t* offset, const C* values, uint32_t 
   }
 }
 
-// Pieces of one size, each `row << 16 | first entry`.
-struct Pieces {
-  uint32_t count = 0;
-  uint32_t at[256 + 1];  // of a block's rows; one more, because add() writes before it knows
-
-  CSB_INLINE void add(uint32_t start, bool wanted) {
-    at[count] = start;
-    count += wanted;
-  }
+// Ends of rows by their length: `row << 16 | first entry`.
+template <int kLongest>
+struct RowEnds {
+  uint32_t count[kLongest] = {};
+  uint32_t at[kLongest][256];
 };
 
-template <typename C, int kWidth, int kEntries>
-CSB_INLINE void gather_list(const Pieces& list, const uint32_t* offset, const C* values, const C* in, C* out) {
-  for (uint32_t i = 0; i < list.count; ++i) {
-    const uint32_t first = list.at[i] & 0xffffu;
-    gather_pieces<C, kWidth, kEntries>(offset + first, values + first, 1, in, out + (list.at[i] >> 16) * kWidth);
+template <typename C, int kWidth, int kEntries, int kLongest>
+CSB_INLINE void gather_ends(const RowEnds<kLongest>& ends, const uint32_t* offset, const C* values, const C* in,
+                            C* out) {
+  if constexpr (kEntries < kLongest) {
+    for (uint32_t i = 0; i < ends.count[kEntries]; ++i) {
+      const uint32_t end = ends.at[kEntries][i];
+      const uint32_t first = end & 0xffffu;
+      gather_pieces<C, kWidth, kEntries>(offset + first, values + first, 1, in, out + (end >> 16) * kWidth);
+    }
+    gather_ends<C, kWidth, kEntries + 1>(ends, offset, values, in, out);
   }
 }
 
-template <typename C, int kWidth>
+template <typename C, int kWidth, int kPiece>
 void gather_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
                  C* __restrict out) {
   DecodedRows rows;
   for (int32_t done = 0; done < count; done += kChunkEntries) {
     const C* const chunk = values + done;
     decode_rows(codes + done, chunk, min_of(kChunkEntries, count - done), block_shift, kWidth * sizeof(C), rows);
-    Pieces eights, fours, twos, ones;
+    RowEnds<kPiece> ends;
     for (int32_t r = 0; r < rows.count; ++r) {
-      uint32_t start = rows.start[r];
-      const uint32_t entries = (rows.start[r + 1] & 0xffffu) - (start & 0xffffu);
-      if (entries >= 16) {
-        const uint32_t first = start & 0xffffu;
+      const uint32_t start = rows.start[r];
+      const uint32_t first = start & 0xffffu;
+      const uint32_t entries = (rows.start[r + 1] & 0xffffu) - first;
+      if (entries >= kPiece) {
         C* const to = out + (start >> 16) * kWidth;
-        gather_pieces<C, kWidth, 16>(rows.offset + first, chunk + first, entries / 16, in, to);
-        start += entries & ~15u;
+        gather_pieces<C, kWidth, kPiece>(rows.offset + first, chunk + first, entries / kPiece, in, to);
       }
-      eights.add(start, entries & 8);
-      start += entries & 8;
-      fours.add(start, entries & 4);
-      start += entries & 4;
-      twos.add(start, entries & 2);
-      start += entries & 2;
-      ones.add(start, entries & 1);
+      const uint32_t left = entries % kPiece;
+      ends.at[left][ends.count[left]++] = start + (entries - left);
     }
-    gather_list<C, kWidth, 8>(eights, rows.offset, chunk, in, out);
-    gather_list<C, kWidth, 4>(fours, rows.offset, chunk, in, out);
-    gather_list<C, kWidth, 2>(twos, rows.offset, chunk, in, out);
-    gather_list<C, kWidth, 1>(ones, rows.offset, chunk, in, out);
+    gather_ends<C, kWidth, 1>(ends, rows.offset, chunk, in, out);
   }
+}
+
+constexpr int32_t kShortRow = 8;  // entries of the mean row below which pieces of 16 leave fewer ends
+
+template <typename C, int kWidth>
+void gather_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
+  const bool short_rows = count < (kShortRow << block_shift);
+  (short_rows ? gather_rows<C, kWidth, 16> : gather_rows<C, kWidth, 8>)(codes, values, count, block_shift, in, out);
 }
 
 template <typename C, int kWidth>
@@ -174,7 +177,7 @@ void scatter_flat(const uint16_t* codes, const C* values, int32_t count, int32_t
   }
 }
 
-constexpr int32_t kLongRow = 16;  // entries that repay a mispredicted end
+constexpr int32_t kLongRow = 32;  // entries of the mean row that repay its mispredicted end
 
 template <typename C, int kWidth>
 void scatter_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
@@ -185,9 +188,9 @@ void scatter_block(const uint16_t* codes, const C* values, int32_t count, int32_
 template <typename C, int kWidth>
 BlockKernel<C> block_kernel(bool transposed) {
 #if defined(__x86_64__) && CSB_VECTOR_BYTES == 64
-  if constexpr (kWidth == 1 && std::is_same_v<C, float>) return transposed ? column_block<true> : column_block<false>;
+  if constexpr (kWidth == 1 && std::is_same_v<C, float>) return transposed ? scatter_block<C, 1> : column_block;
 #endif
-  return transposed ? scatter_block<C, kWidth> : gather_rows<C, kWidth>;
+  return transposed ? scatter_block<C, kWidth> : gather_block<C, kWidth>;
 }
 
 template <typename C>
