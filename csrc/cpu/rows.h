@@ -111,7 +111,68 @@ CSB_INLINE void decode_rows(const uint16_t* codes, const C* values, int32_t coun
   rows.count = static_cast<int32_t>(decoder.finish(count) - rows.start);
 }
 
+#elif defined(__x86_64__) && CSB_VECTOR_BYTES == 32
+
+// For each set of eight lanes, the lanes in it first.
+struct LanesFirst {
+  uint8_t lane[256][8] = {};
+
+  constexpr LanesFirst() {
+    for (int set = 0; set < 256; ++set) {
+      int found = 0;
+      for (uint8_t i = 0; i < 8; ++i) {
+        if (set >> i & 1) lane[set][found++] = i;
+      }
+    }
+  }
+};
+
+inline constexpr LanesFirst kLanesFirst;
+
+// Decodes whole vectors and notes where rows begin; returns the first entry that is left, and in `found` the rows.
+template <typename C>
+CSB_INLINE int32_t decode_eights(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift,
+                                 uint32_t row_bytes, DecodedRows& rows, int32_t& found) {
+  const __m256i col_mask = _mm256_set1_epi32((1 << block_shift) - 1);
+  const __m256i flipped = _mm256_set1_epi32(swizzle(7, block_shift) >> 3);
+  const __m256i bytes = _mm256_set1_epi32(static_cast<int32_t>(row_bytes));
+  const __m128i shift = _mm_cvtsi32_si128(block_shift);
+  const __m256i turn = _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6);
+  __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  __m256i last = _mm256_set1_epi32(-1);
+  int32_t e = 0;
+  for (; e + 8 <= count; e += 8) {
+    __builtin_prefetch(codes + e + kAheadEntries);
+    __builtin_prefetch(values + e + kAheadEntries);
+    const __m256i code = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + e)));
+    const __m256i row = _mm256_srl_epi32(code, shift);
+    const __m256i flip = _mm256_slli_epi32(_mm256_and_si256(row, flipped), 3);
+    const __m256i col = _mm256_xor_si256(_mm256_and_si256(code, col_mask), flip);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(rows.offset + e), _mm256_mullo_epi32(col, bytes));
+    const __m256i turned = _mm256_permutevar8x32_epi32(row, turn);
+    const __m256i same = _mm256_cmpeq_epi32(row, _mm256_blend_epi32(turned, last, 1));
+    last = turned;
+    const int starts = _mm256_movemask_ps(_mm256_castsi256_ps(same)) ^ 0xff;
+    const auto* lanes = reinterpret_cast<const __m128i*>(kLanesFirst.lane[starts]);
+    const __m256i first = _mm256_cvtepu8_epi32(_mm_loadl_epi64(lanes));
+    const __m256i start = _mm256_or_si256(_mm256_slli_epi32(row, 16), place);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows.start + found), _mm256_permutevar8x32_epi32(start, first));
+    found += __builtin_popcount(static_cast<uint32_t>(starts));
+    place = _mm256_add_epi32(place, _mm256_set1_epi32(8));
+  }
+  return e;
+}
+
 #else
+
+template <typename C>
+CSB_INLINE int32_t decode_eights(const uint16_t*, const C*, int32_t, int32_t, uint32_t, DecodedRows&, int32_t&) {
+  return 0;
+}
+
+#endif
+
+#if CSB_VECTOR_BYTES < 64
 
 template <typename C>
 CSB_INLINE void decode_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift,
@@ -120,7 +181,9 @@ CSB_INLINE void decode_rows(const uint16_t* codes, const C* values, int32_t coun
   const uint32_t flipped = static_cast<uint32_t>(swizzle(7, block_shift)) >> 3;
   constexpr int32_t kCount = kLanes<uint32_t>;
   using V = Vector<uint32_t, kCount>;
-  int32_t e = 0;
+  int32_t found = 0;
+  const int32_t begin = decode_eights(codes, values, count, block_shift, row_bytes, rows, found);
+  int32_t e = begin;
   for (; e + kCount <= count; e += kCount) {
     __builtin_prefetch(codes + e + kAheadEntries);
     __builtin_prefetch(values + e + kAheadEntries);
@@ -131,9 +194,8 @@ CSB_INLINE void decode_rows(const uint16_t* codes, const C* values, int32_t coun
   for (; e < count; ++e) rows.offset[e] = code_column(codes[e], block_shift, flipped) * row_bytes;
   // Every entry writes where the next start belongs, and only the first of a row lets it stay: a branch would be
   // mispredicted.
-  uint32_t last_row = ~0u;
-  int32_t found = 0;
-  for (e = 0; e < count; ++e) {
+  uint32_t last_row = begin == 0 ? ~0u : static_cast<uint32_t>(codes[begin - 1]) >> block_shift;
+  for (e = begin; e < count; ++e) {
     const uint32_t row = static_cast<uint32_t>(codes[e]) >> block_shift;
     rows.start[found] = row << 16 | static_cast<uint32_t>(e);
     found += row != last_row;
