@@ -74,9 +74,7 @@ inline int32_t load_square(const T* from, const int64_t* offset, int32_t feature
   int32_t f = 0;
   for (; f + kCount <= features; f += kCount) {
     CSB_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      rows[i] = load_compute<T, kCount>(from + offset[i] + f);
-    }
+    for (int i = 0; i < kCount; ++i) rows[i] = load_compute<T, kCount>(from + offset[i] + f);
     transpose<Compute<T>, kCount>(rows);
     CSB_UNROLL
     for (int i = 0; i < kCount; ++i) store_vector(rows[i], tile + (f + i) * width);
