@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import BLOCK_SIZES, DTYPES, LAYOUTS, build, check_all, random_matrix, run_script
 
+from torch_csb import CSBMatrix, ops
 from torch_csb.testing import matrix
 
 SETS = ("default", "avx2", "avx512")
@@ -22,6 +23,24 @@ def flags() -> set[str]:
     except OSError:
         return set()
     return next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
+
+
+def row_lengths(most: int, dtype: torch.dtype) -> CSBMatrix:
+    """Rows of 0 to ``most`` entries in every block, side by side: each kernel for what is left of a row is met."""
+    kept = torch.arange(300)[:, None] * 7 % (most + 1)
+    mask = torch.cat([torch.rand(300, 256).argsort(1) < kept for _ in range(2)], dim=1)[:, :500]
+    return CSBMatrix.from_dense(torch.randn(300, 500).to(dtype) * mask, block_size=256)
+
+
+def check_threads(w: CSBMatrix, n: int) -> None:
+    """Units or whole strips, one thread or three: the same bits."""
+    x, y = torch.randn(n, w.k).to(w.dtype), torch.randn(n, w.m).to(w.dtype)
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append((ops.spmm(w, x), ops.spmm_t(w, y), ops.spmm(w, x.t(), dim=0), ops.sddmm(w, y, x)))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True)), f"{w}, n={n}"
 
 
 def run_cases() -> None:
@@ -38,6 +57,11 @@ def run_cases() -> None:
         for n in (1, 40):
             check_all(random_matrix(96, 1100, 0.5, dtype), "rows", n)
             check_all(build(matrix("full"), dtype, block_size=256), "nchw", n)
+        for most in (15, 45):
+            for n in (1, 4, 16, 64):
+                check_all(row_lengths(most, dtype), "columns", n)
+        for n in (1, 64):
+            check_threads(random_matrix(512, 1024, 0.9, dtype), n)
 
 
 @pytest.mark.parametrize("capability", SETS)

@@ -1,150 +1,196 @@
 #pragma once
 
-#include "cpu/numeric.h"
+#include "cpu/rows.h"
 #include "cpu/spmv_kernel.h"
 
 // One block times one packed tile. Kernel header: see kernel_prelude.h.
 //
 //   F: out[row] += value * in[col]        T: out[col] += value * in[row]        rows of `width` columns
 //
-// Ways to walk the entries (row-major in the block):
-//   scatter_block  adds every entry to its output row in memory. Entries that follow each other in T meet different
-//                  output rows, so nothing waits. In F they meet the same one, so F walks several parts of the block
-//                  side by side.
-//   row_block      F, wide tiles, long rows: keeps the output row in registers for as long as the row lasts. A row's
-//                  end is a mispredicted branch, which short rows don't repay.
-//   turns_block    the same for narrow tiles and longer rows yet.
-//   column_block   a single column, in spmv_kernel.h.
+// gather_rows   F. A row's entries are taken in pieces of a fixed size, whose sums stay in registers from piece to
+// piece.
+//               What is left of all rows is put into lists by its length first: a row ends after a random number of
+//               entries, and a branch on it, mispredicted once a row, costs as much as eight entries.
+// scatter_rows  T, long rows: the row's activations stay in registers.
+// scatter_flat  T, short rows: no branch on where a row ends.
+// column_block  F, a single column, in spmv_kernel.h.
 namespace csb::cpu::CSB_CPU_ISA {
 
 template <typename C>
 using BlockKernel = void (*)(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in,
                              C* out);
 
+// The part of a tile's row that registers hold at once.
 template <typename C, int kWidth>
-constexpr int kTileLanes = kWidth < kLanes<C> ? kWidth : kLanes<C>;
+struct Panel {
+  static constexpr int kCount = kWidth < kLanes<C> ? kWidth : kLanes<C>;
+  static constexpr int kVectors = kWidth / kCount < 8 ? kWidth / kCount : 8;  // of 16 registers
+  static constexpr int kColumns = kVectors * kCount;
+  // Sums that take turns, because each waits four cycles for itself.
+  static constexpr int kTurns = kVectors >= 8 ? 1 : kVectors >= 4 ? 2 : 4;
+  using V = std::conditional_t<kWidth == 1, C, Vector<C, kCount>>;
+};
 
-template <typename C, int kWidth, bool kTransposed>
-CSB_INLINE void scatter_entry(uint32_t code, C value, int32_t block_shift, uint32_t swizzle_mask, const C* in, C* out) {
-  const uint32_t row = code >> block_shift;
-  const uint32_t col = (code & ((1u << block_shift) - 1)) ^ ((row & swizzle_mask) << 3);
-  const C* from = in + (kTransposed ? row : col) * kWidth;
-  C* to = out + (kTransposed ? col : row) * kWidth;
-  if constexpr (kWidth == 1) {
-    *to += value * *from;
-  } else {
-    constexpr int kCount = kTileLanes<C, kWidth>;
-    using V = Vector<C, kCount>;
-    CSB_UNROLL
-    for (int i = 0; i < kWidth; i += kCount) {
-      store_vector(load_vector<V>(to + i) + load_vector<V>(from + i) * value, to + i);
-    }
-  }
+template <typename C>
+CSB_INLINE const C* at_offset(const C* tile, uint32_t bytes) {
+  return reinterpret_cast<const C*>(reinterpret_cast<const std::byte*>(tile) + bytes);
 }
 
-template <typename C, int kWidth, bool kTransposed, int kParts>
-void scatter_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
-                   C* __restrict out) {
-  const uint32_t swizzle_mask = static_cast<uint32_t>(swizzle(7, block_shift)) >> 3;
-  const int32_t part = count / kParts;
-  for (int32_t e = 0; e < part; ++e) {
-    CSB_UNROLL
-    for (int s = 0; s < kParts; ++s) {
-      scatter_entry<C, kWidth, kTransposed>(codes[e + s * part], values[e + s * part], block_shift, swizzle_mask, in,
-                                            out);
-    }
-  }
-  for (int32_t e = part * kParts; e < count; ++e) {
-    scatter_entry<C, kWidth, kTransposed>(codes[e], values[e], block_shift, swizzle_mask, in, out);
-  }
+template <typename C>
+CSB_INLINE C* at_offset(C* tile, uint32_t bytes) {
+  return reinterpret_cast<C*>(reinterpret_cast<std::byte*>(tile) + bytes);
 }
 
-template <typename C, int kWidth>
-void row_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
-               C* __restrict out) {
-  constexpr int kCount = kTileLanes<C, kWidth>;
-  constexpr int kVectors = kWidth / kCount < 8 ? kWidth / kCount : 8;  // of 16 registers
-  constexpr int kPanel = kVectors * kCount;
-  using V = Vector<C, kCount>;
-  const uint32_t col_mask = (1u << block_shift) - 1;
-  int32_t begin = 0;
-  while (begin < count) {
-    const uint32_t row = codes[begin] >> block_shift;
-    const uint32_t flip = static_cast<uint32_t>(swizzle(static_cast<int32_t>(row), block_shift));
-    int32_t end = begin + 1;
-    while (end < count && (static_cast<uint32_t>(codes[end]) >> block_shift) == row) ++end;
-    for (int panel = 0; panel < kWidth; panel += kPanel) {
-      C* to = out + row * kWidth + panel;
-      const C* from = in + panel;
-      V sum[kVectors];
+// Adds `pieces` times kEntries entries of one row to their row of out.
+template <typename C, int kWidth, int kEntries>
+CSB_INLINE void gather_pieces(const uint32_t* offsets, const C* values, uint32_t pieces, const C* in, C* out) {
+  using P = Panel<C, kWidth>;
+  using V = typename P::V;
+  constexpr int kTurns = P::kTurns < kEntries ? P::kTurns : kEntries;
+  for (int panel = 0; panel < kWidth; panel += P::kColumns) {
+    V sum[kTurns][P::kVectors];
+    CSB_UNROLL
+    for (int i = 0; i < P::kVectors; ++i) {
+      sum[0][i] = load_vector<V>(out + panel + i * P::kCount);
       CSB_UNROLL
-      for (int i = 0; i < kVectors; ++i) sum[i] = load_vector<V>(to + i * kCount);
-      for (int32_t e = begin; e < end; ++e) {
-        const C* x = from + ((codes[e] & col_mask) ^ flip) * kWidth;
-        const C value = values[e];
+      for (int turn = 1; turn < kTurns; ++turn) sum[turn][i] = V{};
+    }
+    const uint32_t* offset = offsets;
+    const uint32_t* const end = offset + pieces * kEntries;
+    for (const C* value = values; offset != end; offset += kEntries, value += kEntries) {
+      CSB_UNROLL
+      for (int piece = 0; piece < kEntries; ++piece) {
+        const C* from = at_offset(in + panel, offset[piece]);
         CSB_UNROLL
-        for (int i = 0; i < kVectors; ++i) sum[i] += load_vector<V>(x + i * kCount) * value;
+        for (int i = 0; i < P::kVectors; ++i)
+          sum[piece % kTurns][i] += load_vector<V>(from + i * P::kCount) * value[piece];
       }
-      CSB_UNROLL
-      for (int i = 0; i < kVectors; ++i) store_vector(sum[i], to + i * kCount);
     }
-    begin = end;
+    CSB_UNROLL
+    for (int i = 0; i < P::kVectors; ++i) {
+      CSB_UNROLL
+      for (int turn = 1; turn < kTurns; ++turn) sum[0][i] += sum[turn][i];
+      store_vector(sum[0][i], out + panel + i * P::kCount);
+    }
   }
 }
 
-// The same for narrow tiles, where one row of sums would wait for itself: four take turns.
-template <typename C, int kWidth>
-void turns_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
+// Ends of rows by their length: `row << 16 | first entry`.
+template <int kLongest>
+struct RowEnds {
+  uint32_t count[kLongest] = {};
+  uint32_t at[kLongest][256];
+};
+
+template <typename C, int kWidth, int kEntries, int kLongest>
+CSB_INLINE void gather_ends(const RowEnds<kLongest>& ends, const uint32_t* offset, const C* values, const C* in,
+                            C* out) {
+  if constexpr (kEntries < kLongest) {
+    for (uint32_t i = 0; i < ends.count[kEntries]; ++i) {
+      const uint32_t end = ends.at[kEntries][i];
+      const uint32_t first = end & 0xffffu;
+      gather_pieces<C, kWidth, kEntries>(offset + first, values + first, 1, in, out + (end >> 16) * kWidth);
+    }
+    gather_ends<C, kWidth, kEntries + 1>(ends, offset, values, in, out);
+  }
+}
+
+template <typename C, int kWidth, int kPiece>
+void gather_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
                  C* __restrict out) {
-  static_assert(kWidth <= kLanes<C> && kWidth > 1, "a row of the tile is one vector");
-  using V = Vector<C, kWidth>;
-  const uint32_t col_mask = (1u << block_shift) - 1;
-  int32_t e = 0;
-  while (e < count) {
-    const uint32_t row = codes[e] >> block_shift;
-    const uint32_t flip = static_cast<uint32_t>(swizzle(static_cast<int32_t>(row), block_shift));
-    const auto term = [&](int32_t at) {
-      return load_vector<V>(in + ((codes[at] & col_mask) ^ flip) * kWidth) * values[at];
-    };
-    V sum[4] = {};
-    // Rows ascend: where the fourth entry is of this row, all four are.
-    for (; e + 4 <= count && static_cast<uint32_t>(codes[e + 3]) >> block_shift == row; e += 4) {
-      CSB_UNROLL
-      for (int turn = 0; turn < 4; ++turn) sum[turn] += term(e + turn);
+  DecodedRows rows;
+  for (int32_t done = 0; done < count; done += kChunkEntries) {
+    const C* const chunk = values + done;
+    decode_rows(codes + done, chunk, min_of(kChunkEntries, count - done), block_shift, kWidth * sizeof(C), rows);
+    RowEnds<kPiece> ends;
+    for (int32_t r = 0; r < rows.count; ++r) {
+      const uint32_t start = rows.start[r];
+      const uint32_t first = start & 0xffffu;
+      const uint32_t entries = (rows.start[r + 1] & 0xffffu) - first;
+      if (entries >= kPiece) {
+        C* const to = out + (start >> 16) * kWidth;
+        gather_pieces<C, kWidth, kPiece>(rows.offset + first, chunk + first, entries / kPiece, in, to);
+      }
+      const uint32_t left = entries % kPiece;
+      ends.at[left][ends.count[left]++] = start + (entries - left);
     }
-    for (; e < count && static_cast<uint32_t>(codes[e]) >> block_shift == row; ++e) sum[0] += term(e);
-    C* to = out + row * kWidth;
-    store_vector(load_vector<V>(to) + ((sum[0] + sum[1]) + (sum[2] + sum[3])), to);
+    gather_ends<C, kWidth, 1>(ends, rows.offset, chunk, in, out);
   }
 }
 
-constexpr int kForwardParts = 4;  // covers the latency of a load, multiply, add and store
-constexpr int32_t kLongRow = 16;  // entries
-constexpr int32_t kTurnsRow = 32;
+constexpr int32_t kShortRow = 8;  // entries of the mean row below which pieces of 16 leave fewer ends
 
 template <typename C, int kWidth>
-void forward_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
-  if constexpr (kWidth >= 32) {
-    if (count >= (kLongRow << block_shift)) {
-      row_block<C, kWidth>(codes, values, count, block_shift, in, out);
-      return;
+void gather_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
+  const bool short_rows = count < (kShortRow << block_shift);
+  (short_rows ? gather_rows<C, kWidth, 16> : gather_rows<C, kWidth, 8>)(codes, values, count, block_shift, in, out);
+}
+
+template <typename C, int kWidth>
+void scatter_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
+                  C* __restrict out) {
+  using P = Panel<C, kWidth>;
+  using V = typename P::V;
+  DecodedRows rows;
+  for (int32_t done = 0; done < count; done += kChunkEntries) {
+    const C* const chunk = values + done;
+    decode_rows(codes + done, chunk, min_of(kChunkEntries, count - done), block_shift, kWidth * sizeof(C), rows);
+    for (int32_t r = 0; r < rows.count; ++r) {
+      const uint32_t begin = rows.start[r] & 0xffffu;
+      const uint32_t end = rows.start[r + 1] & 0xffffu;
+      for (int panel = 0; panel < kWidth; panel += P::kColumns) {
+        const C* const from = in + (rows.start[r] >> 16) * kWidth + panel;
+        V x[P::kVectors];
+        CSB_UNROLL
+        for (int i = 0; i < P::kVectors; ++i) x[i] = load_vector<V>(from + i * P::kCount);
+        for (uint32_t e = begin; e < end; ++e) {
+          C* const to = at_offset(out + panel, rows.offset[e]);
+          CSB_UNROLL
+          for (int i = 0; i < P::kVectors; ++i) {
+            C* const at = to + i * P::kCount;
+            store_vector(V(load_vector<V>(at) + x[i] * chunk[e]), at);
+          }
+        }
+      }
     }
   }
-  if constexpr (kWidth > 1 && kWidth <= kLanes<C>) {
-    if (count >= (kTurnsRow << block_shift)) {
-      turns_block<C, kWidth>(codes, values, count, block_shift, in, out);
-      return;
+}
+
+template <typename C, int kWidth>
+void scatter_flat(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
+                  C* __restrict out) {
+  using P = Panel<C, kWidth>;
+  using V = typename P::V;
+  DecodedEntries entries;
+  for (int32_t done = 0; done < count; done += kChunkEntries) {
+    const C* const chunk = values + done;
+    const int32_t part = min_of(kChunkEntries, count - done);
+    decode_entries(codes + done, chunk, part, block_shift, kWidth * sizeof(C), entries);
+    for (int32_t e = 0; e < part; ++e) {
+      const C* const from = at_offset(in, entries.row[e]);
+      C* const to = at_offset(out, entries.col[e]);
+      CSB_UNROLL
+      for (int i = 0; i < kWidth; i += P::kCount) {
+        store_vector(V(load_vector<V>(to + i) + load_vector<V>(from + i) * chunk[e]), to + i);
+      }
     }
   }
-  scatter_block<C, kWidth, false, kForwardParts>(codes, values, count, block_shift, in, out);
+}
+
+constexpr int32_t kLongRow = 32;  // entries of the mean row that repay its mispredicted end
+
+template <typename C, int kWidth>
+void scatter_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
+  const bool long_rows = count >= (kLongRow << block_shift) || Panel<C, kWidth>::kVectors >= 4;
+  (long_rows ? scatter_rows<C, kWidth> : scatter_flat<C, kWidth>)(codes, values, count, block_shift, in, out);
 }
 
 template <typename C, int kWidth>
 BlockKernel<C> block_kernel(bool transposed) {
 #if defined(__x86_64__) && CSB_VECTOR_BYTES == 64
-  if constexpr (kWidth == 1 && std::is_same_v<C, float>) return transposed ? column_block<true> : column_block<false>;
+  if constexpr (kWidth == 1 && std::is_same_v<C, float>) return transposed ? scatter_block<C, 1> : column_block;
 #endif
-  return transposed ? scatter_block<C, kWidth, true, 1> : forward_block<C, kWidth>;
+  return transposed ? scatter_block<C, kWidth> : gather_block<C, kWidth>;
 }
 
 template <typename C>

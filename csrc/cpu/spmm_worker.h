@@ -42,6 +42,7 @@ class SpmmWorker {
     locate_columns(p_.y, first_column_, count, y_);
     multiply_ = choose_block_kernel<C>(width_, p_.transposed);
     __builtin_memset(is_packed_, 0, static_cast<size_t>(kept_));
+    reads_in_place_ = !kConverts && x_.runs == 1 && count == width_ && p_.x.stride_f == width_;
   }
 
   void run_strip(int32_t strip) {
@@ -107,6 +108,7 @@ class SpmmWorker {
   }
 
   const C* input_tile(int32_t block) {
+    if (reads_in_place_) return static_cast<const C*>(p_.x.data) + int64_t{block} * block_size_ * width_ + x_.offset[0];
     const bool keeps = block < kept_;
     C* tile = packed_ + int64_t{keeps ? block : kept_} * block_size_ * tile_n_;
     if (keeps && is_packed_[block]) return tile;
@@ -168,6 +170,7 @@ class SpmmWorker {
   uint8_t* is_packed_;  // [kept_]
   int64_t first_column_ = 0;
   int32_t width_ = 0;
+  bool reads_in_place_ = false;  // X lies in memory as its tiles would
   Columns x_;
   Columns y_;
   BlockKernel<C> multiply_ = nullptr;

@@ -29,6 +29,9 @@ CpuSpmmConfig choose_cpu_spmm(DType dtype, int32_t /*block_shift*/, int32_t stri
   const int32_t tile_n = tile_for(dtype, columns);
   const int64_t tiles = ceil_div<int64_t>(columns, tile_n);
   if (num_units <= 1) return {tile_n, false, "one work unit: whole strips"};
+  // An even number of units says that every strip holds about as much as the next (docs/format.md).
+  if (num_units % 2 == 0 && tiles * strips >= kEnoughTasks)
+    return {tile_n, false, "even strips: whole ones balance the nonzeros, nothing to join"};
   if (tiles <= kFewTiles)
     return {tile_n, true, "few columns: work units balance the nonzeros, shared strips are joined"};
   if (tiles * strips < kEnoughTasks) return {tile_n, true, "few strips: work units make more tasks"};
