@@ -1,7 +1,6 @@
 """Two processes that stay up and run functions together, as the ranks of one process group.
 
-Starting a process that imports torch takes longer than most tests. So the processes live on, while each function gets a
-process group of its own: what one test leaves behind, no other one meets.
+Starting a process that imports torch takes longer than most tests. So the processes live on, and with them their group.
 """
 
 from __future__ import annotations
@@ -23,34 +22,38 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 WORLD = 2
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+# A rank that waits for another one in vain is told so before the tests give up on both.
+TIMEOUT = 60
 
 
 def mesh_of(device: str) -> DeviceMesh:
     return init_device_mesh(device, (WORLD,))
 
 
-def _serve(rank: int, device: str, pipe: Connection) -> None:
+def _serve(rank: int, device: str, store: str, pipe: Connection) -> None:
     faulthandler.enable()
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(rank)
     while (job := pipe.recv()) is not None:
-        function, store, arguments, timeout = job
+        function, arguments = job
         try:
             torch.manual_seed(0)
-            # A rank that waits for another one in vain is told so before the tests give up on both. No device_id: with
-            # one torch 2.11 splits NCCL's communicator for a mesh of two dimensions, and crashes.
-            dist.init_process_group(
-                BACKENDS[device],
-                init_method=f"file://{store}",
-                rank=rank,
-                world_size=WORLD,
-                timeout=timedelta(seconds=timeout),
-            )
+            # One group for all jobs: torch 2.11 remembers groups by name, also of a world that was destroyed. No
+            # device_id: with one it splits NCCL's communicator for a mesh of two dimensions, and crashes.
+            if not dist.is_initialized():
+                dist.init_process_group(
+                    BACKENDS[device],
+                    init_method=f"file://{store}",
+                    rank=rank,
+                    world_size=WORLD,
+                    timeout=timedelta(seconds=TIMEOUT),
+                )
             pipe.send((True, function(device, *arguments)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
             return  # The other rank may wait in a collective that never comes: both processes go.
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -64,17 +67,16 @@ class Ranks:
         self.device = device
         self._processes: list[Any] = []
 
-    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         if not self._processes:
             self._start()
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                for pipe in self._pipes:
-                    pipe.send((function, f"{folder}/store", arguments, timeout))
-                return self._collect(function.__name__, time.monotonic() + 2 * timeout)
-            except BaseException:
-                self.stop()
-                raise
+        try:
+            for pipe in self._pipes:
+                pipe.send((function, arguments))
+            return self._collect(function.__name__, time.monotonic() + 2 * TIMEOUT)
+        except BaseException:
+            self.stop()
+            raise
 
     def _collect(self, name: str, deadline: float) -> list[Any]:
         results: dict[int, Any] = {}
@@ -100,9 +102,12 @@ class Ranks:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory()
+        store = f"{self._folder.name}/store"
         self._pipes, ends = zip(*(context.Pipe() for _ in range(WORLD)), strict=True)
         self._processes = [
-            context.Process(target=_serve, args=(rank, self.device, end), daemon=True) for rank, end in enumerate(ends)
+            context.Process(target=_serve, args=(rank, self.device, store, end), daemon=True)
+            for rank, end in enumerate(ends)
         ]
         for process, end in zip(self._processes, ends, strict=True):
             process.start()
@@ -118,4 +123,6 @@ class Ranks:
             process.kill()
             process.join()
             pipe.close()
+        if self._processes:
+            self._folder.cleanup()
         self._processes = []

@@ -146,10 +146,10 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
 
 
 # The sparsity from which CSB is the faster product, for column counts up to each number: where the geometric means of
-# benchmarks/results, and of docs/kernels.md for the kernels that are newer, cross dense. 1 is never.
+# benchmarks/results cross dense. 1 is never; nothing below 0.5 was measured.
 _CPU_BREAK_EVEN = ((1, 0.65), (31, 0.75), (127, 0.52), (math.inf, 0.67))
-_CUDA_BREAK_EVEN = ((1, 0.7), (32, 0.83), (128, 0.95), (1024, 0.92), (math.inf, 0.89))
-_CUDA_16_BIT_BREAK_EVEN = ((1, 0.75), (8, 0.8), (64, 0.88), (math.inf, 1.0))
+_CUDA_BREAK_EVEN = ((1, 0.65), (8, 0.5), (16, 0.78), (512, 0.86), (math.inf, 0.75))
+_CUDA_16_BIT_BREAK_EVEN = ((1, 0.72), (8, 0.78), (255, 0.86), (math.inf, 1.0))
 
 
 def _break_even(cuda: bool, item: int, n: int) -> float:
