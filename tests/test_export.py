@@ -138,7 +138,6 @@ TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor compiles with g++")
-@pytest.mark.skipif(TORCH < (2, 12), reason="torch 2.11 was seen to crash in a package that calls custom operators")
 def test_aot_inductor_package_runs_with_the_library_alone(tmp_path: Path) -> None:
     model = nn.Sequential(
         CSBLinear.from_dense(pruned(nn.Linear(20, 33)), activation="relu"),

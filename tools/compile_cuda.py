@@ -1,8 +1,7 @@
 """Compiles the whole library with its CUDA sources, on any machine with nvcc, and reads what ptxas says.
 
-Prints the ten slowest compiles, fails when an sm_90a kernel spills registers (more than is known of it), and loads the
-result beside whatever torch is there, which shows that the library also loads where no CUDA is:
-`python tools/compile_cuda.py`
+Prints the ten slowest compiles, fails when an sm_90a kernel spills registers, and loads the result beside whatever
+torch is there, which shows that the library also loads where no CUDA is. `python tools/compile_cuda.py`
 """
 
 from __future__ import annotations
@@ -20,9 +19,6 @@ import cuda_toolkit
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "cuda-check"
 SPILL_FREE_ARCH = "sm_90a"
-# Bytes that a kernel is known to spill, by a part of its name; more of them fail. rows: its three kinds of warps share
-# one register count, and the warps that bring X hold a batch of it; it was measured so (docs/kernels.md).
-KNOWN_SPILLS = {"rows_kernel": 352}
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -97,15 +93,10 @@ def check_spills(kernels: list[Kernel]) -> int:
         print(f"{arch}: {len(mine)} kernels, {spilling} spill, at most {most.registers} registers")
     if SPILL_FREE_ARCH not in archs:
         raise SystemExit(f"compile_cuda: no kernel was compiled for {SPILL_FREE_ARCH}")
-    failed = False
-    for kernel in kernels:
-        if kernel.arch != SPILL_FREE_ARCH or not kernel.spilled:
-            continue
-        known = max((most for name, most in KNOWN_SPILLS.items() if name in kernel.name), default=0)
-        failed |= kernel.spilled > known
-        note = f" (known: up to {known})" if known else ""
-        print(f"register spill on {kernel.arch}: {kernel.spilled} bytes{note} in {demangle(kernel.name)}")
-    return 1 if failed else 0
+    spills = [kernel for kernel in kernels if kernel.arch == SPILL_FREE_ARCH and kernel.spilled]
+    for kernel in spills:
+        print(f"register spill on {kernel.arch}: {kernel.spilled} bytes in {demangle(kernel.name)}")
+    return 1 if spills else 0
 
 
 def load_result() -> None:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cuda/device/epilogue.cuh"
+#include "cuda/device/registers.cuh"
 #include "cuda/spmm/rows_loader.cuh"
 #include "cuda/spmm/rows_sorter.cuh"
 
@@ -16,6 +17,9 @@ class RowsConsumer {
   using Stage = RowsStage<Config>;
   static constexpr int kRows = Config::kRows;
   static constexpr int kCols = Config::kCols;
+  static constexpr int kKept = min_of(kCols, 4);  // columns of a lane that find room in a stage together
+  static_assert(Config::kConsumers * 32 * kRows * kKept <= Config::kTileN * Config::kPitch,
+                "the sums fit in X's place");
 
   __device__ __forceinline__ RowsConsumer(const SpmmProblem& problem, const RowsLaunch& how, Shared& shared,
                                           int warp_idx)
@@ -29,7 +33,7 @@ class RowsConsumer {
     // Nested, rather than one loop over steps of all kinds, in which the sums would move from register to register.
     while (true) {
       clear();
-      const Stage* stage = &acquire();
+      Stage* stage = &acquire();
 #pragma unroll 1
       while (stage->kind == RowsStepKind::kMultiply) {
         multiply(*stage);
@@ -37,17 +41,15 @@ class RowsConsumer {
         stage = &acquire();
       }
       if (stage->kind == RowsStepKind::kEnd) return;
-      const int32_t strip = stage->strip;
-      const int64_t first_column = stage->first_column;
+      flush(*stage);
       release();
-      flush(strip, first_column);
     }
   }
 
  private:
   using Entry = RowsEntry<Acc>;
 
-  __device__ __forceinline__ const Stage& acquire() {
+  __device__ __forceinline__ Stage& acquire() {
     ring_wait(&shared_.full[cursor_.slot], cursor_.phase);
     return shared_.stages[cursor_.slot];
   }
@@ -123,9 +125,10 @@ class RowsConsumer {
     }
   }
 
-  __device__ __forceinline__ void flush(int32_t first_strip, int64_t first_column) {
+  // By way of the stage, which holds no X in this step: what a lane stores needs registers beside the sums.
+  __device__ __forceinline__ void flush(Stage& stage) {
     const int32_t per_strip = kTransposed ? problem_.w.mb : problem_.w.kb;
-    const int32_t strip = first_strip + strip_;
+    const int32_t strip = stage.strip + strip_;
     const int32_t strip_begin = strip * per_strip;
     const int32_t feature = strip * Config::kBlock + first_row_;
     const int32_t features = (kTransposed ? problem_.w.k : problem_.w.m) - feature;
@@ -134,63 +137,61 @@ class RowsConsumer {
     if (Config::kStrips == 1 && how_.split) {
       whole = problem_.units[blockIdx.x] <= strip_begin && strip_begin + per_strip <= problem_.units[blockIdx.x + 1];
     }
-    const Epilogue<T> epilogue = epilogue_of<T>(problem_);
-    // The columns move down one register each time: with an index into them they would live in memory, and unrolled
-    // the activations would be there kCols times.
-#pragma unroll 1
-    for (int i = 0; i < kCols; ++i) {
-      const int64_t column = first_column + 32 * i + lane_idx_;
-      if (column < problem_.y.columns) {
-        if (whole) {
-          store_output(epilogue, feature, features, column);
-        } else {
-          store_partial(strip, features, column);
-        }
+    Acc* sums = stage.x + 32 * kRows * kKept * (strip_ * Config::kWarpsPerStrip + first_row_ / kRows) + lane_idx_;
+    const int64_t first_column = stage.first_column + lane_idx_;
+#pragma unroll
+    for (int first = 0; first < kCols; first += kKept) {
+#pragma unroll
+      for (int i = 0; i < kKept; ++i) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) sums[32 * (i * kRows + r)] = sums_[r][first + i];
       }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-        for (int c = 1; c < kCols; ++c) sums_[r][c - 1] = sums_[r][c];
+#pragma unroll 1
+      for (int i = 0; i < kKept; ++i) {
+        const int64_t column = first_column + 32 * (first + i);
+        if (column >= problem_.y.columns) return;
+        if (whole) {
+          store_output(sums + 32 * kRows * i, feature, features, column);
+        } else {
+          store_partial(sums + 32 * kRows * i, strip, features, column);
+        }
       }
     }
   }
 
-  __device__ __forceinline__ void store_output(const Epilogue<T>& epilogue, int32_t feature, int32_t features,
-                                               int64_t column) {
+  __device__ __forceinline__ void store_output(const Acc* sums, int32_t feature, int32_t features, int64_t column) {
+    const Epilogue<T> epilogue = epilogue_of<T>(problem_);
     T* y = static_cast<T*>(problem_.y.data) + problem_.y.column_offset(column) + feature * problem_.y.stride_f;
     constexpr int kVec = 16 / sizeof(T);
-#pragma unroll
+#pragma unroll 1
     for (int r = 0; r < kRows; r += kVec) {
       Vector<T, kVec> out;
 #pragma unroll
       for (int v = 0; v < kVec; ++v) {
-        const Acc sum = sums_[r + v][0] + (r + v < features ? epilogue.bias_of(feature + r + v) : Acc(0));
-        out.lane[v] =
-            from_acc<T>(epilogue.activation == Activation::kNone ? sum : activate_apart(sum, epilogue.activation));
+        const Acc bias = r + v < features ? epilogue.bias_of(feature + r + v) : Acc(0);
+        out.lane[v] = epilogue.finish(sums[32 * (r + v)], bias);
       }
       if (how_.vector_output && r + kVec <= features) {
-        *reinterpret_cast<Vector<T, kVec>*>(y + r) = out;
+        *reinterpret_cast<Vector<T, kVec>*>(y) = out;
+        y += kVec;
         continue;
       }
 #pragma unroll
       for (int v = 0; v < kVec; ++v) {
-        if (r + v < features) y[(r + v) * problem_.y.stride_f] = out.lane[v];
+        if (r + v < features) *y = out.lane[v];
+        y += problem_.y.stride_f;
       }
     }
   }
 
-  // Not inline: kRows copies of every activation would cost the sums their registers.
-  static __device__ __noinline__ Acc activate_apart(Acc sum, Activation activation) {
-    return activate(sum, activation);
-  }
-
-  __device__ __forceinline__ void store_partial(int32_t strip, int32_t features, int64_t column) {
+  __device__ __forceinline__ void store_partial(const Acc* sums, int32_t strip, int32_t features, int64_t column) {
     const int64_t slot = int64_t(blockIdx.x) + strip;
     Acc* partial =
         static_cast<Acc*>(problem_.partials) + (slot * Config::kBlock + first_row_) * problem_.y.columns + column;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r < features) partial[r * problem_.y.columns] = sums_[r][0];
+#pragma unroll 1
+    for (int r = 0; r < min_of(kRows, features); ++r) {
+      *partial = sums[32 * r];
+      partial += problem_.y.columns;
     }
   }
 
@@ -221,8 +222,12 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   // Uniform by construction, which the compiler can see only this way.
   const int warp_idx = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / 32, 0);
   if (warp_idx < Config::kConsumers) {
+    lower_registers<Config::kConsumerRegisters>();
     RowsConsumer<Config, kTransposed>(problem, how, shared, warp_idx).run();
-  } else if (warp_idx < Config::kConsumers + Config::kLoaders) {
+    return;
+  }
+  raise_registers<Config::kOtherRegisters>();
+  if (warp_idx < Config::kConsumers + Config::kLoaders) {
     RowsLoader<Config, kAccess, kTransposed>(problem, how, shared, warp_idx - Config::kConsumers).run();
   } else {
     RowsSorter<Config, kTransposed>(problem, how, shared, warp_idx - Config::kConsumers - Config::kLoaders).run();

@@ -27,6 +27,12 @@ struct RowsConfig {
   static constexpr int kLoaders = 2;
   static constexpr int kTurns = kSorters / kStrips;  // a sorter takes every kTurns-th stage
   static constexpr int kThreads = 32 * (kConsumers + kLoaders + kSorters);
+  // The warps that bring X hold a batch of it, in registers that the consumers don't need.
+  static constexpr int kConsumerRegisters = kCols == 8 ? 88 : 64;
+  static constexpr int kLaunchRegisters = 65536 / (kThreads * kMinBlocks) / 8 * 8;
+  static constexpr int kOtherRegisters =
+      kLaunchRegisters + (kLaunchRegisters - kConsumerRegisters) * kConsumers / (kLoaders + kSorters);
+  static_assert(kConsumers % 4 == 0 && kLoaders + kSorters == 4, "warps change their registers by fours");
   // A column of X is a row of the stage. Its odd pitch serves lanes that store neighbouring features, lanes that store
   // neighbouring columns and lanes that read neighbouring columns alike: no two meet in a bank.
   static constexpr int kPitch = kBlock + 1;

@@ -85,6 +85,7 @@ class RowsLoader {
   //        x 32 features              x 32 columns
   static constexpr int kGroupItems = 16 / kLoaders;  // a warp's items in 32 columns
   static_assert(kLoaders % 2 == 0 && 16 % kLoaders == 0, "a warp stays in one half of the features");
+  static_assert(kBatch % kGroupItems == 0, "a batch has whole groups of columns");
 
   __device__ __forceinline__ int along() const { return 4 * (lane_idx_ % 8); }
   __device__ __forceinline__ int across() const { return lane_idx_ / 8; }
@@ -92,25 +93,32 @@ class RowsLoader {
   __device__ __forceinline__ void fetch(XVector (&x)[kBatch], int32_t in_begin, int first) const {
     const int32_t features = (kTransposed ? problem_.w.m : problem_.w.k) - in_begin;
     const T* data = static_cast<const T*>(problem_.x.data) + in_begin * problem_.x.stride_f;
-    if constexpr (kAccess == RowsAccess::kFeatureVectors) {
+    constexpr bool kFeatures = kAccess == RowsAccess::kFeatureVectors;
+    int64_t step = kFeatures ? 2 * kLoaders * problem_.x.stride[2] : 4 * kLoaders * problem_.x.stride_f;
+    asm volatile("" : "+l"(step));  // opaque, or its multiples are kept in registers, and spill
+    if constexpr (kFeatures) {
       const int feature = 32 * (warp_idx_ % 2) + along();
       const int column = 4 * (first * kLoaders / 2 + warp_idx_ / 2) + across();
       const int last = feature < features ? columns_ : 0;
       const T* from = data + feature + (first_column_ + column) * problem_.x.stride[2];
-      int64_t step = 2 * kLoaders * problem_.x.stride[2];
-      asm volatile("" : "+l"(step));  // opaque, or its multiples are kept in registers, and spill
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         if (column + 2 * kLoaders * i < last) x[i] = load_x(from);
         from += step;
       }
     } else {
+      const int feature = 4 * warp_idx_ + across();
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int column = (first + i) / kGroupItems * 32 + along();
-        const int feature = 4 * ((first + i) % kGroupItems * kLoaders + warp_idx_) + across();
-        if (column >= columns_ || feature >= features) continue;
-        x[i] = load_x(data + feature * problem_.x.stride_f + shared_.x_offsets[column]);
+      for (int group = 0; group < kBatch / kGroupItems; ++group) {
+        const int column = 32 * (first / kGroupItems + group) + along();
+        const int last = column < columns_ ? features : 0;
+        if (last == 0) continue;
+        const T* from = data + feature * problem_.x.stride_f + shared_.x_offsets[column];
+#pragma unroll
+        for (int i = 0; i < kGroupItems; ++i) {
+          if (feature + 4 * kLoaders * i < last) x[group * kGroupItems + i] = load_x(from);
+          from += step;
+        }
       }
     }
   }

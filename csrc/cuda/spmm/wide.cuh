@@ -100,11 +100,8 @@ class Wide {
     }
 
     // Phase 3: the cluster's sums, in the order of its thread blocks.
-    if (launch_.splits > 1) {
-      cluster_sync();
-    } else {
-      __syncthreads();
-    }
+    __syncthreads();
+    if (launch_.splits > 1) cluster_sync();
     store_output();
     if (launch_.splits > 1) cluster_sync();  // others may still read this thread block's sums
   }
