@@ -13,7 +13,6 @@ from torch._dynamo.utils import counters
 from transform_cases import pruned
 
 from torch_csb import CSBConv2d, CSBLinear
-from torch_csb.nn import DYNAMIC_SOURCES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -195,7 +194,7 @@ def test_reduce_overhead_with_a_dynamic_batch(compiler: None) -> None:
 
 def test_reduce_overhead_of_layers_that_share_code(compiler: None) -> None:
     layers = [CSBLinear.from_dense(pruned(nn.Linear(256, 256), seed).cuda()) for seed in range(3)]
-    with torch.compiler.config.patch(dynamic_sources=DYNAMIC_SOURCES), torch.no_grad():
+    with torch.no_grad():
         compiled = [torch.compile(layer, mode="reduce-overhead", fullgraph=True) for layer in layers]
         for _ in range(4):
             for run, layer in zip(compiled, layers, strict=True):

@@ -112,15 +112,18 @@ def test_decomposed_it_holds_our_three_operators(device: str) -> None:
     torch.testing.assert_close(both.module()(a, b), Both()(a, b))
 
 
-def run_without_the_package(code: str, *arguments: Path) -> None:
-    """In a process that imports torch alone and loads the compiled operators."""
+def run_with_torch_alone(lines: list[str], *arguments: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    lines = ["import sys, torch", f"torch.ops.load_library({str(_load.library_path())!r})", code]
+    command = [sys.executable, "-c", "\n".join(["import sys, torch", *lines]), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+
+
+def run_without_the_package(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
+    """In a process that imports torch alone and loads the compiled operators."""
+    lines = [f"torch.ops.load_library({str(_load.library_path())!r})", code]
     lines += ["for x, y in torch.load(sys.argv[1]): torch.testing.assert_close(run(x), y)"]
     lines += ["assert 'torch_csb' not in sys.modules"]
-    command = [sys.executable, "-c", "\n".join(lines), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    return run_with_torch_alone(lines, *arguments)
 
 
 def test_the_library_alone_runs_a_decomposed_program(tmp_path: Path) -> None:
@@ -128,12 +131,10 @@ def test_the_library_alone_runs_a_decomposed_program(tmp_path: Path) -> None:
     torch.export.save(export(model, "cpu").run_decompositions(), tmp_path / "net.pt2")
     with torch.no_grad():
         torch.save([(x, model(x)) for x in (images("cpu", n) for n in BATCHES)], tmp_path / "pairs.pt")
-    run_without_the_package(
+    done = run_without_the_package(
         "run = torch.export.load(sys.argv[2]).module()", tmp_path / "pairs.pt", tmp_path / "net.pt2"
     )
-
-
-TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
@@ -152,6 +153,15 @@ def test_aot_inductor_package_runs_with_the_library_alone(tmp_path: Path) -> Non
     )
     with torch.no_grad():
         torch.save([(x, model(x)) for x in (torch.randn(n, 20) for n in BATCHES)], tmp_path / "pairs.pt")
-    run_without_the_package(
+    done = run_without_the_package(
         "run = torch._inductor.aoti_load_package(sys.argv[2])", tmp_path / "pairs.pt", Path(package)
     )
+    if done.returncode < 0 and loading_a_dense_package_dies(tmp_path / "dense.pt2"):
+        pytest.skip("this build of torch dies of any package of AOTInductor, nn.Linear's too")
+    assert done.returncode == 0, done.stderr
+
+
+def loading_a_dense_package_dies(path: Path) -> bool:
+    program = torch.export.export(nn.Linear(20, 33).eval(), (torch.randn(4, 20),))
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    return run_with_torch_alone(["torch._inductor.aoti_load_package(sys.argv[1])"], Path(package)).returncode < 0

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from transform_cases import pruned
 
 from torch_csb import CSBLinear
-from torch_csb.nn import DYNAMIC_SOURCES
+from torch_csb.nn import DYNAMIC_SOURCES, share_code_between_layers
 
 LAYERS = 4
 
@@ -91,27 +91,54 @@ def test_trained_values_do_not_recompile(device: str) -> None:
 
 
 def test_layers_compiled_one_by_one_share_their_code(device: str) -> None:
-    """Other numbers of entries are other sizes, and the compiler takes a parameter's sizes for constants until told."""
     dense = dense_layers(device)
     inputs = batches(device, 5)
     assert compilations(dense, inputs) == 1
-    with torch.compiler.config.patch(dynamic_sources=DYNAMIC_SOURCES):
-        assert compilations(sparse(dense), inputs) == 1
-        blocks = [nn.Sequential(layer, nn.ReLU()) for layer in sparse(dense)]
-        assert compilations(blocks, inputs) == 1
+    assert compilations(sparse(dense), inputs) == 1
+    blocks = [nn.Sequential(layer, nn.ReLU()) for layer in sparse(dense)]
+    assert compilations(blocks, inputs) == 1
+
+
+def test_code_is_shared_only_while_the_compiler_is_told(device: str) -> None:
+    """Other numbers of entries are other sizes, and the compiler takes a parameter's sizes for constants."""
+    with torch.compiler.config.patch(dynamic_sources=""):
+        assert compilations(sparse(dense_layers(device)), batches(device, 5)) > 1
+
+
+def test_the_compiler_is_told_once_and_forgets_nothing() -> None:
+    mine = r"L\['self'\]\.scale"
+    with torch.compiler.config.patch(dynamic_sources=mine):
+        for _ in range(2):
+            share_code_between_layers()
+            assert torch.compiler.config.dynamic_sources == f"{mine},{DYNAMIC_SOURCES}"
+
+
+@pytest.mark.parametrize("entries", [0, 1, 9])
+def test_a_layer_with_hardly_an_entry_compiles(entries: int, device: str) -> None:
+    """The compiler takes sizes of 0 and 1 for constants, also where it is told that sizes vary."""
+    layers = []
+    for keep in (entries, 2 * entries, 900):
+        dense = nn.Linear(48, 48)
+        dense.weight.data.view(-1)[keep:] = 0
+        layers.append(CSBLinear.from_dense(dense.to(device)))
+    for models in (layers, [nn.Sequential(*layers)]):
+        assert compilations(models, batches(device, 5, 6)) <= 4
+        for model in models:
+            compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+            x = torch.randn(5, 48, device=device)
+            torch.testing.assert_close(compiled(x), model(x))
 
 
 def test_shared_code_computes_each_layer(device: str) -> None:
     layers = sparse(dense_layers(device))
     counter = CompileCounterWithBackend("aot_eager")
-    with torch.compiler.config.patch(dynamic_sources=DYNAMIC_SOURCES):
-        for layer in layers:
-            compiled = torch.compile(layer, backend=counter, fullgraph=True)
-            x = torch.randn(5, 48, device=device, requires_grad=True)
-            cotangent = torch.randn(5, 48, device=device)
-            tensors = (x, layer.values, layer.bias)
-            got, want = (torch.autograd.grad(run(x), tensors, cotangent) for run in (compiled, layer))
-            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    for layer in layers:
+        compiled = torch.compile(layer, backend=counter, fullgraph=True)
+        x = torch.randn(5, 48, device=device, requires_grad=True)
+        cotangent = torch.randn(5, 48, device=device)
+        tensors = (x, layer.values, layer.bias)
+        got, want = (torch.autograd.grad(run(x), tensors, cotangent) for run in (compiled, layer))
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert counter.frame_count == 1
 
 
