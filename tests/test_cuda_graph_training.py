@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,13 @@ from transform_cases import pruned
 from torch_csb import CSBConv2d, CSBLinear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_to_collect() -> None:
+    """What other tests left (events, graphs) must not be destroyed in the middle of a capture, which would end it."""
+    gc.collect()
+    torch.cuda.synchronize()
 
 
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -65,6 +65,7 @@ class Wide {
     int64_t y_offset[kColumns];
     MBarrier full[kStages];
     MBarrier empty[kStages];
+    MBarrier left;  // sums of this thread block
   };
 
   __device__ __forceinline__ Wide(const SpmmProblem& problem, const WideLaunch& launch, Shared& shared)
@@ -89,18 +90,20 @@ class Wide {
     __syncthreads();
 
     // Phase 2: every warp in its role.
+    float sum[64];
     if (warp_idx < kConsumerWarps) {
-      float sum[64];
       consume(sum, warp_idx);
-      __syncthreads();  // the sums overwrite the tiles
-      leave_sums(sum, warp_idx);
     } else {
       produce(warp_idx - kConsumerWarps);
-      __syncthreads();
+    }
+    __syncthreads();  // the sums overwrite the tiles
+    if (warp_idx < kConsumerWarps) {
+      leave_sums(sum, warp_idx);
+      mbarrier_arrive(left());
     }
 
     // Phase 3: the cluster's sums, in the order of its thread blocks.
-    __syncthreads();
+    mbarrier_wait(left(), 0);
     if (launch_.splits > 1) cluster_sync();
     store_output();
     if (launch_.splits > 1) cluster_sync();  // others may still read this thread block's sums
@@ -120,6 +123,8 @@ class Wide {
     return base_ + static_cast<uint32_t>(offsetof(Shared, empty)) + stage * static_cast<uint32_t>(sizeof(MBarrier));
   }
 
+  __device__ __forceinline__ uint32_t left() const { return base_ + static_cast<uint32_t>(offsetof(Shared, left)); }
+
   __device__ __forceinline__ int32_t input_block(int32_t step) const { return rank_ + step * launch_.splits; }
   // Neighbouring strips go to different groups: a run of dense strips is no group's alone.
   __device__ __forceinline__ int32_t strip_at(int32_t index) const { return group_ + index * launch_.groups; }
@@ -131,6 +136,7 @@ class Wide {
         mbarrier_init(full(i), kStrips);
         mbarrier_init(empty(i), kConsumerWarps);
       }
+      mbarrier_init(left(), 32 * kConsumerWarps);
     }
     if (thread_idx < columns_) {
       shared_.x_offset[thread_idx] = problem_.x.column_offset(first_column_ + thread_idx);
