@@ -224,12 +224,11 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   if (warp_idx < Config::kConsumers) {
     lower_registers<Config::kConsumerRegisters>();
     RowsConsumer<Config, kTransposed>(problem, how, shared, warp_idx).run();
-    return;
-  }
-  raise_registers<Config::kOtherRegisters>();
-  if (warp_idx < Config::kConsumers + Config::kLoaders) {
+  } else if (warp_idx < Config::kConsumers + Config::kLoaders) {
+    raise_registers<Config::kLoaderRegisters>();
     RowsLoader<Config, kAccess, kTransposed>(problem, how, shared, warp_idx - Config::kConsumers).run();
   } else {
+    lower_registers<Config::kSorterRegisters>();
     RowsSorter<Config, kTransposed>(problem, how, shared, warp_idx - Config::kConsumers - Config::kLoaders).run();
   }
 }

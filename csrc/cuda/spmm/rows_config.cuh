@@ -24,15 +24,16 @@ struct RowsConfig {
   static constexpr int kTileN = 32 * kCols;
   static constexpr int kWarpsPerStrip = kBlock / kRows;
   static constexpr int kConsumers = kStrips * kWarpsPerStrip;
-  static constexpr int kLoaders = 2;
+  static constexpr int kLoaders = 4;
   static constexpr int kTurns = kSorters / kStrips;  // a sorter takes every kTurns-th stage
   static constexpr int kThreads = 32 * (kConsumers + kLoaders + kSorters);
-  // The warps that bring X hold a batch of it, in registers that the consumers don't need.
-  static constexpr int kConsumerRegisters = kCols == 8 ? 88 : 64;
+  // Each kind of warp has as many registers as it uses: the sums of a consumer, a loader's batch of X.
   static constexpr int kLaunchRegisters = 65536 / (kThreads * kMinBlocks) / 8 * 8;
-  static constexpr int kOtherRegisters =
-      kLaunchRegisters + (kLaunchRegisters - kConsumerRegisters) * kConsumers / (kLoaders + kSorters);
-  static_assert(kConsumers % 4 == 0 && kLoaders + kSorters == 4, "warps change their registers by fours");
+  static constexpr int kConsumerRegisters = kCols == 8 ? 80 : 56;
+  static constexpr int kSorterRegisters = 48;
+  static constexpr int kLoaderRegisters =
+      (kLaunchRegisters * (kThreads / 32) - kConsumerRegisters * kConsumers - kSorterRegisters * kSorters) / kLoaders;
+  static_assert(kConsumers % 4 == 0 && kLoaders % 4 == 0 && kSorters % 4 == 0, "warps change registers by fours");
   // A column of X is a row of the stage. Its odd pitch serves lanes that store neighbouring features, lanes that store
   // neighbouring columns and lanes that read neighbouring columns alike: no two meet in a bank.
   static constexpr int kPitch = kBlock + 1;
@@ -89,6 +90,7 @@ struct alignas(16) RowsShared {
 
 // What the launcher decides for every thread block of a launch.
 struct RowsLaunch {
+  int32_t tiles;           // of kTileN columns
   bool split;              // a thread block walks a unit, else kStrips strips
   bool lanes_on_features;  // with kElements: neighbouring lanes read neighbouring features, else columns
   bool vector_entries;     // codes and values can be read in vectors

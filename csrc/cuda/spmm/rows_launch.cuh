@@ -29,14 +29,16 @@ cudaError_t launch_rows_kernel(const SpmmProblem& problem, bool split, cudaStrea
   constexpr int kVec = 16 / sizeof(T);
   if (split && Config::kStrips > 1) return cudaErrorInvalidValue;
   const DenseView& y = problem.y;
+  const int64_t tiles = ceil_div<int64_t>(y.columns, Config::kTileN);
+  if (tiles > INT32_MAX) return cudaErrorInvalidValue;
   RowsLaunch how;
+  how.tiles = static_cast<int32_t>(tiles);
   how.split = split;
   how.lanes_on_features = problem.x.stride_f == 1;
   how.vector_entries = aligned_to(problem.values, 16) && aligned_to(problem.w.codes, 8);
   how.vector_output = y.stride_f == 1 && aligned_to(y.data, 16) && y.stride[0] % kVec == 0 && y.stride[1] % kVec == 0 &&
                       y.stride[2] % kVec == 0;
   const int64_t owners = split ? problem.num_units : ceil_div(problem.strips(), Config::kStrips);
-  const int64_t tiles = ceil_div<int64_t>(y.columns, Config::kTileN);
   const dim3 grid(static_cast<unsigned>(owners), static_cast<unsigned>(min_of(tiles, kMaxGridY)));
   return launch(rows_kernel<Config, kAccess, kTransposed>, grid, dim3(Config::kThreads), sizeof(RowsShared<Config>),
                 stream, problem, how);
@@ -66,9 +68,9 @@ cudaError_t launch_rows(const SpmmProblem& problem, RowsTile tile, bool split, c
   if (problem.w.block_shift != 6) return cudaErrorInvalidValue;
   switch (tile) {
     case RowsTile::k1x64:
-      return launch_rows_tile<RowsConfig<T, 1, 2, 8, 2, 4, 1024, 16, 2>>(problem, split, stream);
+      return launch_rows_tile<RowsConfig<T, 1, 2, 8, 4, 4, 1024, 16, 2>>(problem, split, stream);
     case RowsTile::k2x256:
-      return launch_rows_tile<RowsConfig<T, 2, 8, 8, 2, 2, 1536, 16, 1>>(problem, split, stream);
+      return launch_rows_tile<RowsConfig<T, 2, 8, 8, 4, 2, 1536, 16, 1>>(problem, split, stream);
   }
   return cudaErrorInvalidValue;
 }

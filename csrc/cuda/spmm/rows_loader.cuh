@@ -22,7 +22,7 @@ class RowsLoader {
   }
 
   __device__ __forceinline__ void run() {
-    RowsWalk<Config, kTransposed> walk(problem_, how_.split, 0);
+    RowsWalk<Config, kTransposed> walk(problem_, how_, 0);
     RowsStep step = walk.next();
     first_column_ = -1;
     while (true) {
@@ -97,7 +97,8 @@ class RowsLoader {
     int64_t step = kFeatures ? 2 * kLoaders * problem_.x.stride[2] : 4 * kLoaders * problem_.x.stride_f;
     asm volatile("" : "+l"(step));  // opaque, or its multiples are kept in registers, and spill
     if constexpr (kFeatures) {
-      const int feature = 32 * (warp_idx_ % 2) + along();
+      int feature = 32 * (warp_idx_ % 2) + along();
+      asm volatile("" : "+r"(feature));
       const int column = 4 * (first * kLoaders / 2 + warp_idx_ / 2) + across();
       const int last = feature < features ? columns_ : 0;
       const T* from = data + feature + (first_column_ + column) * problem_.x.stride[2];

@@ -21,15 +21,15 @@ class RowsSorter {
   }
 
   __device__ __forceinline__ void run() {
-    RowsWalk<Config, kTransposed> walk(problem_, how_.split, strip_);
+    RowsWalk<Config, kTransposed> walk(problem_, how_, strip_);
     const int turn = warp_idx_ / Config::kStrips;
     Work work;
     if (!find_work(walk, turn, work)) return;
+    advance(turn);
     while (true) {
       Work next;
       // Its loads run while this one is sorted.
       const bool more = work.kind != RowsStepKind::kEnd && find_work(walk, Config::kTurns - 1, next);
-      for (int i = 0; i < work.skipped; ++i) cursor_.advance();
       ring_wait(&shared_.empty[cursor_.slot], cursor_.phase ^ 1);
       Stage& stage = shared_.stages[cursor_.slot];
       if (work.kind == RowsStepKind::kMultiply) {
@@ -40,7 +40,7 @@ class RowsSorter {
         }
       }
       ring_arrive(&shared_.full[cursor_.slot]);
-      cursor_.advance();
+      advance(Config::kTurns);
       if (!more) return;
       work = next;
     }
@@ -58,12 +58,15 @@ class RowsSorter {
 
   struct Work {
     RowsStepKind kind;
-    int skipped;  // stages of other sorters in front of it
     int32_t window;
     int32_t begin;
     int32_t count;
     Run run;
   };
+
+  __device__ __forceinline__ void advance(int stages) {
+    for (int i = 0; i < stages; ++i) cursor_.advance();
+  }
 
   // Passes over `skip` steps; false when the walk ends in one of them.
   __device__ __forceinline__ bool find_work(RowsWalk<Config, kTransposed>& walk, int skip, Work& work) const {
@@ -73,7 +76,6 @@ class RowsSorter {
       step = walk.next();
     }
     work.kind = step.kind;
-    work.skipped = skip;
     work.window = step.window;
     work.begin = walk.begin();
     work.count = step.kind == RowsStepKind::kMultiply ? walk.count() : 0;

@@ -22,29 +22,29 @@ class RowsWalk {
   static constexpr int kStrips = Config::kStrips;
 
   // strip: of the group, whose entries the caller wants.
-  __device__ __forceinline__ RowsWalk(const SpmmProblem& problem, bool split, int strip)
-      : problem_(problem), wanted_(strip) {
+  __device__ __forceinline__ RowsWalk(const SpmmProblem& problem, const RowsLaunch& how, int strip)
+      : problem_(problem), how_(how), wanted_(strip) {
     const int32_t per_strip = blocks_per_strip();
     const int32_t strips = kTransposed ? problem.w.kb : problem.w.mb;
     lane_idx_ = threadIdx.x % 32;
     tile_ = blockIdx.y;
-    if (kStrips == 1 && split) {
+    if (kStrips == 1 && how.split) {
       first_ = problem.units[blockIdx.x];
       last_ = problem.units[blockIdx.x + 1];
       first_strip_ = first_ / per_strip;
-      if (first_ == last_) tile_ = tiles();
+      if (first_ == last_) tile_ = how.tiles;
     } else {
       first_strip_ = blockIdx.x * kStrips;
       first_ = first_strip_ * per_strip;
       last_ = min_of(first_strip_ + kStrips, strips) * per_strip;
     }
     strip_ = first_strip_;
-    if (tile_ < tiles()) enter_strip();
+    if (tile_ < how.tiles) enter_strip();
   }
 
   __device__ __forceinline__ RowsStep next() {
-    RowsStep step = {RowsStepKind::kEnd, 0, 0, strip_, tile_ * Config::kTileN};
-    if (tile_ >= tiles()) return step;
+    RowsStep step = {RowsStepKind::kEnd, 0, 0, strip_, int64_t(tile_) * Config::kTileN};
+    if (tile_ >= how_.tiles) return step;
     while (window_ >= largest_here_) {
       if (pending_ == 0) {
         if (base_ + 32 >= strip_last_) {
@@ -74,7 +74,6 @@ class RowsWalk {
 
  private:
   __device__ __forceinline__ int32_t blocks_per_strip() const { return kTransposed ? problem_.w.mb : problem_.w.kb; }
-  __device__ __forceinline__ int64_t tiles() const { return ceil_div<int64_t>(problem_.y.columns, Config::kTileN); }
 
   __device__ __forceinline__ void enter_strip() {
     const int32_t strip_begin = strip_ * blocks_per_strip();
@@ -89,7 +88,7 @@ class RowsWalk {
     if (kStrips > 1 || strip_ * blocks_per_strip() >= last_) {
       strip_ = first_strip_;
       tile_ += gridDim.y;
-      if (tile_ >= tiles()) return;
+      if (tile_ >= how_.tiles) return;
     }
     enter_strip();
   }
@@ -97,7 +96,9 @@ class RowsWalk {
   __device__ __forceinline__ void read_pointers() {
     const CsbView& w = problem_.w;
     const int32_t strips = kTransposed ? w.kb : w.mb;
-    const int32_t at = base_ + lane_idx_;
+    int32_t lane_idx = lane_idx_;
+    asm volatile("" : "+r"(lane_idx));  // opaque, or addresses made of it are kept in registers, and spill
+    const int32_t at = base_ + lane_idx;
     begin_ = count_ = largest_ = 0;
 #pragma unroll
     for (int s = 0; s < kStrips; ++s) {
@@ -115,9 +116,10 @@ class RowsWalk {
   }
 
   const SpmmProblem& problem_;
+  const RowsLaunch& how_;
   const int wanted_;
   int lane_idx_;
-  int64_t tile_;
+  int32_t tile_;
   int32_t first_;  // positions of this thread block
   int32_t last_;
   int32_t first_strip_;
