@@ -68,6 +68,13 @@ def test_dense_wins_where_little_is_zero() -> None:
     assert not explain(random_matrix(512, 512, 0.95), 64).dense_faster
 
 
+def test_every_step_says_whether_dense_is_faster() -> None:
+    found = explain(random_matrix(512, 512, 0.2), 64)
+    assert found.dense_faster == found.steps[0].dense_faster
+    assert str(found).count("dense would be faster") == sum(step.dense_faster for step in found.steps) > 0
+    assert str(found).count("dense would be slower") == sum(not step.dense_faster for step in found.steps)
+
+
 def test_batch_must_be_positive() -> None:
     with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         explain(random_matrix(64, 64, 0.5), 0)

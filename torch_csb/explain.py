@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 
+from torch_csb._winner import dense_wins
 from torch_csb.matrix import CSBMatrix
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class Step:
         bytes_moved: bytes of the weight's arrays and of the activations, each counted once.
         workspace: bytes of scratch that the call allocates and frees.
         balance: nonzeros of the heaviest work unit over the mean; 1 is even.
+        dense_faster: whether a dense product would be faster, by rules fitted to measurements on uniform patterns (an
+            NVIDIA H200, and two cores of an AVX-512 CPU).
     """
 
     operator: str
@@ -36,17 +38,12 @@ class Step:
     bytes_moved: int
     workspace: int
     balance: float
+    dense_faster: bool
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """``steps`` for Y = W.X, dX = W^T.dY and dW, and what a dense weight would do instead.
-
-    Attributes:
-        dense_bytes: bytes that a dense product moves, each counted once.
-        dense_faster: whether a dense product would be faster, by a rule measured on large uniform weights; small layers
-            lose earlier.
-    """
+    """``steps`` for Y = W.X, dX = W^T.dY and dW; ``dense_bytes`` that a dense product moves, each counted once."""
 
     shape: tuple[int, int]
     columns: int
@@ -55,19 +52,23 @@ class Explanation:
     sparsity: float
     steps: tuple[Step, ...]
     dense_bytes: int
-    dense_faster: bool
+
+    @property
+    def dense_faster(self) -> bool:
+        """Of the forward product."""
+        return self.steps[0].dense_faster
 
     def __str__(self) -> str:
         m, k = self.shape
         lines = [
             f"{m} x {k}, {self.sparsity:.1%} zeros, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"n = {self.columns}",
-            f"  dense   moves {self.dense_bytes / 1e6:.2f} MB, would be {'faster' if self.dense_faster else 'slower'}",
+            f"  dense   moves {self.dense_bytes / 1e6:.2f} MB",
         ]
         for step in self.steps:
             tile = f"{step.tile_n} features a panel" if step.kernel == "panel" else f"{step.tile_n} columns a tile"
             lines.append(
-                f"  {step.operator:<7} {step.kernel}, {tile}, "
+                f"  {step.operator:<7} dense would be {'faster' if step.dense_faster else 'slower'}; {step.kernel}, {tile}, "
                 f"moves {step.bytes_moved / 1e6:.2f} MB, scratch {step.workspace / 1e6:.2f} MB, "
                 f"heaviest unit {step.balance:.2f} of the mean: {step.reason}"
             )
@@ -122,14 +123,25 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
         if choice.kernel == "panel":
             workspace = _panel_bytes(choice.tile_n, depth, item)
         moved = stored * item + pattern + activations
-        steps.append(Step(operator, choice.kernel, choice.tile_n, split, choice.reason, moved, workspace, balance))
+        dense = dense_wins(operator, bool(chip), item, features, depth, batch, w.sparsity)
+        steps.append(Step(operator, choice.kernel, choice.tile_n, split, choice.reason, moved, workspace, balance, dense))
     choice = choose_sddmm(dtype, w.block_size, num_units, batch, *given(w.m, w.k))
     workspace = choice.split * stored * accumulator if choice.split > 1 else 0
     if choice.kernel == "panel":
         workspace = _panel_bytes(choice.tile_n, w.k, item)
     moved = stored * item + pattern + activations
     steps.append(
-        Step("sddmm", choice.kernel, choice.tile_n, choice.split, choice.reason, moved, workspace, balances[0])
+        Step(
+            operator="sddmm",
+            kernel=choice.kernel,
+            tile_n=choice.tile_n,
+            split=choice.split,
+            reason=choice.reason,
+            bytes_moved=moved,
+            workspace=workspace,
+            balance=balances[0],
+            dense_faster=dense_wins("sddmm", bool(chip), item, w.m, w.k, batch, w.sparsity),
+        )
     )
     if w.transposed:
         steps[0], steps[1] = steps[1], steps[0]
@@ -141,21 +153,7 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
         sparsity=w.sparsity,
         steps=tuple(steps),
         dense_bytes=w.m * w.k * item + activations,
-        dense_faster=w.sparsity < _break_even(bool(chip), item, batch),
     )
-
-
-# The sparsity from which CSB is the faster product, for column counts up to each number: where the geometric means of
-# benchmarks/results cross dense. 1 is never; nothing below 0.5 was measured.
-_CPU_BREAK_EVEN = ((1, 0.65), (31, 0.75), (127, 0.52), (math.inf, 0.67))
-_CUDA_BREAK_EVEN = ((1, 0.65), (8, 0.5), (16, 0.78), (512, 0.86), (math.inf, 0.75))
-_CUDA_16_BIT_BREAK_EVEN = ((1, 0.72), (8, 0.78), (255, 0.86), (math.inf, 1.0))
-
-
-def _break_even(cuda: bool, item: int, n: int) -> float:
-    on_cuda = _CUDA_16_BIT_BREAK_EVEN if item == 2 else _CUDA_BREAK_EVEN
-    crossings = on_cuda if cuda else _CPU_BREAK_EVEN
-    return next(sparsity for most, sparsity in crossings if n <= most)
 
 
 def _panel_bytes(features: int, depth: int, item: int) -> int:

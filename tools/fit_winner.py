@@ -1,0 +1,117 @@
+"""Fits the rules of torch_csb/_winner.py to the rows of benchmarks/results and prints how often they are right.
+
+    .venv/bin/python tools/fit_winner.py
+
+A row counts where CSB and dense differ by more than 5 %. "held out" is of layers of the Deep Learning Matrix Collection,
+or of shapes, that the rule was not fitted to. Needs scikit-learn.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "nvidia-h200"
+OPERATORS = {"F": "spmm", "T": "spmm_t", "dW": "sddmm"}
+FOLDS = 3
+
+Row = dict[str, str]
+
+
+def rows(*names: str) -> list[Row]:
+    """Rows of CSB that differ from dense by more than 5 %, of the last commit that measured such columns: older ones are
+    of older kernels."""
+    found = []
+    for name in names:
+        with open(RESULTS / f"{name}.csv", newline="") as file:
+            mine = [row for row in csv.DictReader(file) if row["impl"] == "csb" and row["ratio_to_dense"]]
+        last = {group(row): row["commit"] for row in sorted(mine, key=lambda row: row["date"])}
+        found += [row for row in mine if row["commit"] == last[group(row)]]
+    return [row for row in found if abs(math.log(csb_ratio(row))) > math.log(1.05)]
+
+
+def group(row: Row) -> tuple[str, ...]:
+    return row["dtype"], row["n"], row["direction"]
+
+
+def csb_ratio(row: Row) -> float:
+    """Times as fast as dense."""
+    return float(row["ratio_to_dense"])
+
+
+def sizes(row: Row) -> tuple[int, int, int, float]:
+    """Output features, input features, columns, sparsity."""
+    m, k = int(row["m"]), int(row["k"])
+    features, depth = (k, m) if row["direction"] == "T" else (m, k)
+    return features, depth, int(row["n"]), float(row["sparsity"])
+
+
+def item_bytes(row: Row) -> int:
+    return {"float64": 8, "float32": 4}.get(row["dtype"], 2)
+
+
+def right(row: Row) -> bool:
+    from torch_csb._winner import dense_wins
+
+    said = dense_wins(OPERATORS[row["direction"]], True, item_bytes(row), *sizes(row))
+    return said == (csb_ratio(row) < 1)
+
+
+def share(found: list[bool]) -> float:
+    return sum(found) / len(found)
+
+
+def folds(many: list[Row], key: Callable[[Row], str]) -> Iterator[tuple[list[Row], list[Row]]]:
+    order = {name: i for i, name in enumerate(sorted({key(row) for row in many}))}
+    numbers = [order[key(row)] % FOLDS for row in many]
+    for fold in range(FOLDS):
+        kept = [row for row, number in zip(many, numbers, strict=True) if number != fold]
+        held = [row for row, number in zip(many, numbers, strict=True) if number == fold]
+        yield kept, held
+
+
+def fit(rule, given: list[Row]):
+    from sklearn.linear_model import LogisticRegression
+
+    terms = [rule.terms(*sizes(row)) for row in given]
+    return LogisticRegression(max_iter=10_000).fit(terms, [csb_ratio(row) > 1 for row in given])
+
+
+def main() -> int:
+    sys.path.insert(0, str(ROOT))
+    from torch_csb import _winner
+
+    grid, collection = rows("decode", "train", "fp32"), rows("dlmc")
+    for name, rule, item in (("RULE_16_BIT", _winner.RULE_16_BIT, 2), ("RULE_FLOAT32", _winner.RULE_FLOAT32, 4)):
+
+        def of_rule(row: Row, rule=rule, item=item) -> bool:
+            return row["direction"] != "dW" and item_bytes(row) == item and rule.least <= int(row["n"]) <= rule.most
+
+        mine, theirs = list(filter(of_rule, grid)), list(filter(of_rule, collection))
+        fitted = fit(rule, mine + theirs)
+        print(f"{name}: constant {fitted.intercept_[0]:.2f}, weights", *(f"{w:.2f}" for w in fitted.coef_[0]))
+        for what, key, other, held_from in (
+            ("layers of the collection", lambda row: row["pattern"].rpartition("/")[2], mine, theirs),
+            ("shapes of the grid", lambda row: f"{row['m']}x{row['k']}", theirs, mine),
+        ):
+            found = []
+            for kept, held in folds(held_from, key):
+                fold = fit(rule, other + kept)
+                said = fold.predict([rule.terms(*sizes(row)) for row in held])
+                found += [bool(wins) == (csb_ratio(row) > 1) for wins, row in zip(said, held, strict=True)]
+            print(f"  held out {what}: {share(found):.1%} of {len(found)} right")
+    for name, many in (("grid", grid), ("collection", collection)):
+        for direction in OPERATORS:
+            found = [right(row) for row in many if row["direction"] == direction]
+            if found:
+                print(f"as it stands, {name}, {direction}: {share(found):.1%} of {len(found)} right")
+        print(f"as it stands, {name}: {share([right(row) for row in many]):.1%} of {len(many)} right")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
