@@ -205,6 +205,16 @@ def test_the_command_ends_with_its_status():
     assert done.returncode == 1 and done.stderr.startswith("error: nowhere: no such file") and not done.stdout
 
 
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
+    save(sparse_net(), tmp_path / "model.safetensors")
+    command = [sys.executable, "-m", "torch_csb", "inspect", str(tmp_path / "model.safetensors")]
+    package = Path(torch_csb.__file__).resolve().parents[1]
+    done = subprocess.Popen(command, cwd=package, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done.stdout.close()  # as head does, here before the first line
+    assert done.stderr.read() == "" and done.wait() == 1
+    done.stderr.close()
+
+
 @pytest.mark.parametrize("arguments", [["inspect"], ["inspect", "a", "b"], ["convert", "a"], ["look"], []])
 def test_a_wrong_command_line_ends_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

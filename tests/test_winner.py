@@ -38,6 +38,13 @@ def test_the_measured_winner_of_the_collection_is_named(fit) -> None:
     assert len(won) > 50 and fit.share([fit.right(row) for row in won]) >= 0.9
 
 
+def test_the_measured_winner_on_a_cpu_is_named(fit) -> None:
+    rows = fit.rows("cpu", device=fit.CPU)
+    won = [fit.csb_ratio(row) > 1 for row in rows]
+    assert len(rows) > 100 and fit.share(won) < 0.9
+    assert fit.share([fit.right(row) for row in rows]) >= 0.9
+
+
 @pytest.mark.parametrize("fold", range(3))
 def test_layers_that_the_rule_was_not_fitted_to(fit, fold: int) -> None:
     pytest.importorskip("sklearn")

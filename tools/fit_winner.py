@@ -2,8 +2,8 @@
 
     .venv/bin/python tools/fit_winner.py
 
-A row counts where CSB and dense differ by more than 5 %. "held out" is of layers of the Deep Learning Matrix Collection,
-or of shapes, that the rule was not fitted to. Needs scikit-learn.
+A row counts where CSB and dense differ by more than 5 %. "held out" is of layers of the Deep Learning Matrix
+Collection, or of shapes, that the rule was not fitted to. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "nvidia-h200"
+RESULTS = ROOT / "benchmarks" / "results"
+GPU, CPU = "nvidia-h200", "intel-r-xeon-r-processor-2-threads-avx512"
 OPERATORS = {"F": "spmm", "T": "spmm_t", "dW": "sddmm"}
 FOLDS = 3
 
 Row = dict[str, str]
 
 
-def rows(*names: str) -> list[Row]:
-    """Rows of CSB that differ from dense by more than 5 %, of the last commit that measured such columns: older ones are
-    of older kernels."""
+def rows(*names: str, device: str = GPU) -> list[Row]:
+    """Rows of CSB that differ from dense by more than 5 %, of the last commit that measured such columns: older ones
+    are of older kernels."""
     found = []
     for name in names:
-        with open(RESULTS / f"{name}.csv", newline="") as file:
+        with open(RESULTS / device / f"{name}.csv", newline="") as file:
             mine = [row for row in csv.DictReader(file) if row["impl"] == "csb" and row["ratio_to_dense"]]
         last = {group(row): row["commit"] for row in sorted(mine, key=lambda row: row["date"])}
         found += [row for row in mine if row["commit"] == last[group(row)]]
@@ -57,7 +58,8 @@ def item_bytes(row: Row) -> int:
 def right(row: Row) -> bool:
     from torch_csb._winner import dense_wins
 
-    said = dense_wins(OPERATORS[row["direction"]], True, item_bytes(row), *sizes(row))
+    cuda = row["device"].startswith("NVIDIA")
+    said = dense_wins(OPERATORS[row["direction"]], cuda, item_bytes(row), *sizes(row))
     return said == (csb_ratio(row) < 1)
 
 
@@ -104,7 +106,7 @@ def main() -> int:
                 said = fold.predict([rule.terms(*sizes(row)) for row in held])
                 found += [bool(wins) == (csb_ratio(row) > 1) for wins, row in zip(said, held, strict=True)]
             print(f"  held out {what}: {share(found):.1%} of {len(found)} right")
-    for name, many in (("grid", grid), ("collection", collection)):
+    for name, many in (("grid", grid), ("collection", collection), ("CPU", rows("cpu", device=CPU))):
         for direction in OPERATORS:
             found = [right(row) for row in many if row["direction"] == direction]
             if found:

@@ -1,7 +1,7 @@
 """Whether a dense product would be faster than a CSB one.
 
-Few columns have a sparsity from which CSB wins. Many columns on a GPU have a linear rule in the logarithms of the sizes
-at which the kernels stop gaining; tools/fit_winner.py fits it to the rows of benchmarks/results and says how often it is
+CPUs, and few columns on a GPU, have a sparsity from which CSB wins. Many columns on a GPU have a rule that is linear in
+the logarithms of the sizes: tools/fit_winner.py fits it to the rows of benchmarks/results and says how often it is
 right, on layers too that it was not fitted to.
 """
 
@@ -40,24 +40,27 @@ class Rule:
         return self.constant + sum(w * term for w, term in zip(self.weights, terms, strict=True)) > 0
 
 
-# Measured on an H200: products in 16 bit, and in float32. Beyond 255 columns a 16-bit product runs through a panel of the
-# dense weight, which can't be faster than the dense product it is made of; so does every gradient of the weight.
+# Measured on an H200: products in 16 bit, and in float32. Beyond 255 columns a 16-bit product runs through a panel of
+# the dense weight, which can't be faster than the dense product it is made of.
 RULE_16_BIT = Rule(9, 255, 8192, 2048, -33.98, (-3.00, 2.40, 0.83, 0.32, 0.00, -1.18))
 RULE_FLOAT32 = Rule(17, math.inf, 2048, 512, -67.48, (-4.10, 1.98, 1.74, 1.88, 0.98, 0.33))
 
 # Up to which number of columns: from which sparsity. Nothing below 0.5 was measured.
 _FEW_16_BIT = ((1, 0.72), (8, 0.78))
 _FEW_FLOAT32 = ((1, 0.65), (8, 0.5), (16, 0.78))
-_CPU = ((1, 0.65), (31, 0.75), (127, 0.52), (math.inf, 0.67))
+# On two cores of an AVX-512 CPU.
+_CPU = {
+    "spmm": ((1, 0.52), (127, 0.5), (math.inf, 0.55)),
+    "spmm_t": ((1, 0.76), (31, 0.5), (127, 0.6), (math.inf, 0.7)),
+    "sddmm": ((1, 0.57), (127, 0.5), (math.inf, 0.64)),
+}
 
 
-def dense_wins(
-    operator: str, cuda: bool, item_bytes: int, features: int, depth: int, n: int, sparsity: float
-) -> bool:
-    """Of ``operator`` ("spmm", "spmm_t" or "sddmm") with ``features`` outputs of ``depth`` inputs each and n columns."""
-    if operator == "sddmm":
-        return cuda or sparsity < 0.5
-    few = (_FEW_16_BIT if item_bytes == 2 else _FEW_FLOAT32) if cuda else _CPU
+def dense_wins(operator: str, cuda: bool, item_bytes: int, features: int, depth: int, n: int, sparsity: float) -> bool:
+    """Of ``operator`` ("spmm", "spmm_t" or "sddmm") with ``features`` outputs of ``depth`` inputs each, n columns."""
+    if cuda and operator == "sddmm":
+        return True  # in every case measured
+    few = (_FEW_16_BIT if item_bytes == 2 else _FEW_FLOAT32) if cuda else _CPU[operator]
     for most, crossing in few:
         if n <= most:
             return sparsity < crossing

@@ -68,8 +68,8 @@ class Explanation:
         for step in self.steps:
             tile = f"{step.tile_n} features a panel" if step.kernel == "panel" else f"{step.tile_n} columns a tile"
             lines.append(
-                f"  {step.operator:<7} dense would be {'faster' if step.dense_faster else 'slower'}; {step.kernel}, {tile}, "
-                f"moves {step.bytes_moved / 1e6:.2f} MB, scratch {step.workspace / 1e6:.2f} MB, "
+                f"  {step.operator:<7} dense would be {'faster' if step.dense_faster else 'slower'}; "
+                f"{step.kernel}, {tile}, moves {step.bytes_moved / 1e6:.2f} MB, scratch {step.workspace / 1e6:.2f} MB, "
                 f"heaviest unit {step.balance:.2f} of the mean: {step.reason}"
             )
         return "\n".join(lines)
@@ -124,7 +124,9 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
             workspace = _panel_bytes(choice.tile_n, depth, item)
         moved = stored * item + pattern + activations
         dense = dense_wins(operator, bool(chip), item, features, depth, batch, w.sparsity)
-        steps.append(Step(operator, choice.kernel, choice.tile_n, split, choice.reason, moved, workspace, balance, dense))
+        steps.append(
+            Step(operator, choice.kernel, choice.tile_n, split, choice.reason, moved, workspace, balance, dense)
+        )
     choice = choose_sddmm(dtype, w.block_size, num_units, batch, *given(w.m, w.k))
     workspace = choice.split * stored * accumulator if choice.split > 1 else 0
     if choice.kernel == "panel":
