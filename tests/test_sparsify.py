@@ -219,6 +219,42 @@ def test_min_sparsity_decides_and_says_so():
     assert names(sparsify_(model, min_sparsity=0.2)) == ["0"]
 
 
+def layers_of_two_sizes():
+    """80 % zeros: more than enough for a large layer on a GPU, too few for a small one."""
+    return zero_out(nn.Sequential(nn.Linear(64, 128), nn.Linear(2048, 512)), 0.8)
+
+
+def test_a_batch_keeps_what_would_be_faster_dense():
+    model = layers_of_two_sizes()
+    report = sparsify_(model, batch=16384, target="cuda", dry_run=True)
+    assert names(report) == ["1"]
+    assert reasons(report) == {
+        "0": f"faster dense: {100 * report.kept[0].sparsity:.1f} % zeros, 16384 columns, on a GPU"
+    }
+    assert names(sparsify_(model, target="cuda", dry_run=True)) == ["0", "1"]
+    assert names(sparsify_(model, batch=64, target="cpu", dry_run=True)) == ["0", "1"]
+    with pytest.warns(UserWarning, match="2 faster dense"):
+        sparsify_(model.bfloat16(), batch=16384, target="cuda")
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64, 300, 4096])
+def test_a_batch_decides_as_explain_does(batch, device):
+    pytest.importorskip("torch_csb._plan")
+    for sparsity in (0.55, 0.65, 0.75, 0.85, 0.95):
+        model = zero_out(nn.Sequential(nn.Linear(600, 400)), sparsity).to(device)
+        faster_dense = torch_csb.explain(CSBLinear.from_dense(model[0]), batch).dense_faster
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            report = sparsify_(model, batch=batch, target=device, dry_run=True)
+        assert names(report) == ([] if faster_dense else ["0"])
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.0, True, "8"])
+def test_a_batch_is_a_number_of_columns(batch):
+    with pytest.raises(ValueError, match="batch: expected a number of columns"):
+        sparsify_(zero_out(nn.Sequential(nn.Linear(64, 64))), batch=batch)
+
+
 def test_auto_keeps_a_layer_that_would_not_shrink():
     # At 50 % in bfloat16 values and codes alone take the 2 bytes an element that the dense weight does.
     model = nn.Sequential(nn.Linear(64, 64)).bfloat16()

@@ -24,12 +24,17 @@ def choose_layout(block_size: int | None, target: str) -> Layout:
 
     GPUs expand a 64 x 64 block into shared memory; CPUs want long runs of a row within one block.
     """
-    if target not in TARGETS:
-        raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
+    cuda = is_cuda(target)
     if block_size is None:
-        cuda = target == "cuda" or (target == "auto" and torch.cuda.is_available())
         block_size = 64 if cuda else 256
     return Layout.of_block_size(block_size)
+
+
+def is_cuda(target: str) -> bool:
+    """Whether what is packed for this target will run on CUDA."""
+    if target not in TARGETS:
+        raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
+    return target == "cuda" or (target == "auto" and torch.cuda.is_available())
 
 
 def plan(blk_ptr: torch.Tensor, blk_pad: torch.Tensor, m: int, k: int, block_size: int) -> torch.Tensor:

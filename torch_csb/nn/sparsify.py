@@ -38,6 +38,7 @@ def sparsify_(
     exclude: str | nn.Module | Iterable[str | nn.Module] = (),
     include: str | nn.Module | Iterable[str | nn.Module] = (),
     min_sparsity: float | str = "auto",
+    batch: int | None = None,
     target: str = "auto",
     dry_run: bool = False,
     progress: bool | None = None,
@@ -57,6 +58,8 @@ def sparsify_(
         include: names, patterns or modules of output heads to convert. A language model's ``lm_head``, and what a
             Hugging Face model calls its output embeddings, is kept otherwise; one that is tied is always kept.
         min_sparsity: convert layers at least this sparse. ``"auto"`` asks for 0.5 and fewer bytes than dense.
+        batch: columns that a layer will see at a time (tokens, or pixels of all images): layers whose forward would be
+            faster dense are kept then, by the rule of :func:`torch_csb.explain`. None keeps none for that.
         target: ``"cpu"``, ``"cuda"`` or ``"auto"`` (CUDA where torch has it), where the model will run.
         dry_run: change nothing, and return the report that a real run would.
         progress: a bar on stderr; None shows it on a terminal when the work takes a while.
@@ -79,9 +82,11 @@ def sparsify_(
         )
     if min_sparsity != "auto" and not (isinstance(min_sparsity, (int, float)) and 0 <= min_sparsity <= 1):
         raise ValueError(f"min_sparsity: expected 'auto' or a number from 0 to 1, got {min_sparsity!r}")
-    convert.choose_layout(None, target)
+    if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
+        raise ValueError(f"batch: expected a number of columns, at least 1, or None, got {batch!r}")
+    cuda = convert.is_cuda(target)
     found = places(model, _is_of_interest)
-    choice = Choice(model, found, filter_fn, exclude, min_sparsity, include)
+    choice = Choice(model, found, filter_fn, exclude, min_sparsity, include, batch, cuda)
     report = Report()
     for place in _bar(found, progress, "packing"):
         module = place.module()
@@ -155,9 +160,8 @@ def _judge(place: Place, module: Any, choice: Choice, target: str) -> tuple[Repo
         except ValueError as error:
             reason = str(error)
     if sparsity is not None:
-        if sparsity < choice.min_sparsity:
-            reason = f"too dense: {100 * sparsity:.1f} % zeros, {100 * choice.min_sparsity:g} % are asked for"
-        else:
+        reason = choice.too_dense(shape, _dense.weight_parameter(module).element_size(), sparsity)
+        if reason is None:
             matrix = pack(module, target=target)
             if choice.need_smaller and matrix.nbytes >= before:
                 reason = f"not smaller: {matrix.nbytes} bytes compressed, {before} dense"
