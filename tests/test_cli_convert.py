@@ -153,6 +153,22 @@ def test_the_asked_sparsity_decides(paths, capsys):
     assert said["out.weight"] == "converted", "asked for, also where it is larger than dense"
 
 
+def test_a_batch_keeps_what_would_be_faster_dense(paths, capsys):
+    source, out = paths
+    torch.save(pruned(masks=False).state_dict(), source)
+    text, _ = run(capsys, source, out, "--batch", "64", "--target", "cuda", status=1)
+    assert "faster dense: 90.0 % zeros, 64 columns, on a GPU" in text and not out.exists()
+    said = reasons(run(capsys, source, out, "--batch", "64", "--target", "cpu")[0])
+    assert said["fc.weight"] == said["conv.weight"] == "converted"
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "1.5", "many"])
+def test_a_batch_that_is_none_is_a_usage_error(paths, capsys, wrong):
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", *map(str, paths), "--batch", wrong])
+    assert stop.value.code == 2 and "expected a number of columns, at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", ["1.5", "-0.1", "half", "nan"])
 def test_a_sparsity_that_is_none_is_a_usage_error(paths, capsys, wrong):
     with pytest.raises(SystemExit) as stop:

@@ -136,7 +136,7 @@ def make_pruned(net: Net, sparsity: float, device: str, seed: int = 0) -> Pruned
 def prune_by_magnitude(model: nn.Module, sparsity: float) -> None:
     """Masks, by ``torch.nn.utils.prune``, the smallest share ``sparsity`` of each weight that sparsify_ can convert."""
     found = places(model, lambda module: isinstance(module, (nn.Linear, nn.Conv2d)))
-    choice = Choice(model, found, None, (), "auto")
+    choice = Choice(model, found, None, ())
     for place in found:
         layer = place.module()
         if choice.obstacle(place, layer) is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_csb import convert
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import _state
-from torch_csb.nn._choice import AUTO_MIN_SPARSITY
+from torch_csb.nn._threshold import Threshold
 from torch_csb.nn.report import Report, ReportRow
 
 # Modules whose weight has the shape of nn.Linear's and is looked up, not multiplied.
@@ -25,6 +25,7 @@ class Options:
     """As in :func:`torch_csb.sparsify_`; ``include`` names weights that the guesses from names leave out."""
 
     min_sparsity: float | str = "auto"
+    batch: int | None = None
     target: str = "auto"
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
@@ -116,10 +117,7 @@ def _kept(weight: _Weight, reason: str, sparsity: float | None = None) -> Report
 class _Choice:
     def __init__(self, state: Mapping[str, Any], options: Options) -> None:
         self._state, self._options = state, options
-        convert.choose_layout(None, options.target)
-        auto = options.min_sparsity == "auto"
-        self._min_sparsity = AUTO_MIN_SPARSITY if auto else float(options.min_sparsity)
-        self._need_smaller = auto
+        self._threshold = Threshold(options.min_sparsity, options.batch, options.target)
         self._users: dict[tuple[object, ...], list[str]] = {}
         for name, tensor in state.items():
             if tensor.numel() and not name.endswith("_mask"):
@@ -134,15 +132,14 @@ class _Choice:
         flat_mask = None if mask is None else (mask != 0).reshape(shape)
         elements = flat.numel()
         sparsity = 1 - convert.count_kept(flat, flat_mask) / elements if elements else 0.0
-        if sparsity < self._min_sparsity:
-            reason = f"too dense: {100 * sparsity:.1f} % zeros, {100 * self._min_sparsity:g} % are asked for"
+        if reason := self._threshold.too_dense(shape, tensor.element_size(), sparsity):
             return _kept(weight, reason, sparsity), None
         if mask is not None:
             # A mask may hold other numbers than zero and one.
             flat = weight.value().reshape(shape)
         matrix = known or CSBMatrix.from_dense(flat, flat_mask, target=self._options.target)
         before = elements * tensor.element_size()
-        if self._need_smaller and matrix.nbytes >= before:
+        if self._threshold.need_smaller and matrix.nbytes >= before:
             return _kept(weight, f"not smaller: {matrix.nbytes} bytes compressed", sparsity), None
         kind = "matrix" if tensor.dim() == 2 else "1x1 kernel"
         return ReportRow(weight.name, kind, shape, sparsity, before, matrix.nbytes, "converted"), matrix

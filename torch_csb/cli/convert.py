@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="convert weights with at least this share of zeros; the default asks for 0.5 and fewer bytes than dense",
     )
+    parser.add_argument(
+        "--batch", type=_columns, metavar="N", help="keep weights that would be faster dense at this many columns"
+    )
     parser.add_argument("--target", choices=("auto", "cpu", "cuda"), default="auto", help="where the model will run")
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="LAYER", help="keep it dense; may be a pattern, and repeated"
@@ -51,6 +54,16 @@ def _share(text: str) -> float | str:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"expected 'auto' or a number from 0 to 1, got {text!r}")
     return "auto" if text == "auto" else number
+
+
+def _columns(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of columns, at least 1, got {text!r}")
+    return number
 
 
 def run(options: argparse.Namespace) -> int:
@@ -94,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
 def _convert(state: dict[str, object], options: argparse.Namespace) -> Converted:
     if csb := csb_prefixes(state):
         print(f"compressed already: {', '.join(prefix.removesuffix('.') for prefix in csb)}")
-    chosen = Options(options.min_sparsity, options.target, options.include, options.exclude)
+    chosen = Options(options.min_sparsity, options.batch, options.target, options.include, options.exclude)
     for what in ("include", "exclude"):
         for pattern in getattr(chosen, what):
             _check_pattern(what, pattern, state)

@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from torch_csb._winner import dense_wins
 from torch_csb.nn import _dense
 from torch_csb.nn._layer import CSBLayer
 from torch_csb.nn._tree import Place
-
-AUTO_MIN_SPARSITY = 0.5
 
 
 class Choice:
@@ -24,10 +21,7 @@ class Choice:
         found: list[Place],
         filter_fn: Callable[[str, nn.Module], bool] | None,
         exclude: str | nn.Module | Iterable[str | nn.Module],
-        min_sparsity: float | str,
         include: str | nn.Module | Iterable[str | nn.Module] = (),
-        batch: int | None = None,
-        cuda: bool = False,
     ) -> None:
         self._filter = filter_fn
         self._excluded = excluded_modules(model, exclude)
@@ -39,10 +33,6 @@ class Choice:
             if isinstance(module, nn.MultiheadAttention)
             for child in module.children()
         }
-        self.need_smaller = min_sparsity == "auto"
-        self.min_sparsity = AUTO_MIN_SPARSITY if min_sparsity == "auto" else float(min_sparsity)
-        self._batch = batch
-        self._cuda = cuda
 
     def obstacle(self, place: Place, module: nn.Module) -> str | None:
         if isinstance(module, CSBLayer):
@@ -59,15 +49,6 @@ class Choice:
             return reason
         if id(module) in self._heads:
             return f"output head: kept by default, include={place.name!r} converts it"
-        return None
-
-    def too_dense(self, shape: tuple[int, ...], item_bytes: int, sparsity: float) -> str | None:
-        """Of a weight [out features, in features]."""
-        if sparsity < self.min_sparsity:
-            return f"too dense: {100 * sparsity:.1f} % zeros, {100 * self.min_sparsity:g} % are asked for"
-        if self._batch and dense_wins("spmm", self._cuda, item_bytes, *shape[:2], self._batch, sparsity):
-            where = "a GPU" if self._cuda else "a CPU"
-            return f"faster dense: {100 * sparsity:.1f} % zeros, {self._batch} columns, on {where}"
         return None
 
 

@@ -16,6 +16,7 @@ from torch_csb.nn import _dense
 from torch_csb.nn._choice import Choice
 from torch_csb.nn._layer import CSBLayer, pack
 from torch_csb.nn._masks import layer_type
+from torch_csb.nn._threshold import Threshold
 from torch_csb.nn._tree import Place, places, put
 from torch_csb.nn.conv import CSBConv2d
 from torch_csb.nn.linear import CSBLinear
@@ -80,17 +81,13 @@ def sparsify_(
         raise TypeError(
             f"model: an nn.{kind.__name__} can't be replaced in place; use torch_csb.{layer}.from_dense(model)"
         )
-    if min_sparsity != "auto" and not (isinstance(min_sparsity, (int, float)) and 0 <= min_sparsity <= 1):
-        raise ValueError(f"min_sparsity: expected 'auto' or a number from 0 to 1, got {min_sparsity!r}")
-    if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
-        raise ValueError(f"batch: expected a number of columns, at least 1, or None, got {batch!r}")
-    cuda = convert.is_cuda(target)
+    threshold = Threshold(min_sparsity, batch, target)
     found = places(model, _is_of_interest)
-    choice = Choice(model, found, filter_fn, exclude, min_sparsity, include, batch, cuda)
+    choice = Choice(model, found, filter_fn, exclude, include)
     report = Report()
     for place in _bar(found, progress, "packing"):
         module = place.module()
-        row, matrix = _judge(place, module, choice, target)
+        row, matrix = _judge(place, module, choice, threshold, target)
         report.rows.append(row)
         if matrix is not None and not dry_run:
             weight = _dense.weight_parameter(module)
@@ -144,7 +141,9 @@ def _is_of_interest(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, _ConvNd, CSBLayer)) or _dense.is_pruned(module, "weight")
 
 
-def _judge(place: Place, module: Any, choice: Choice, target: str) -> tuple[ReportRow, CSBMatrix | None]:
+def _judge(
+    place: Place, module: Any, choice: Choice, threshold: Threshold, target: str
+) -> tuple[ReportRow, CSBMatrix | None]:
     """The report's row and, where the layer is to be converted, its packed weight."""
     if isinstance(module, CSBLayer):
         size = module.matrix.nbytes
@@ -160,10 +159,10 @@ def _judge(place: Place, module: Any, choice: Choice, target: str) -> tuple[Repo
         except ValueError as error:
             reason = str(error)
     if sparsity is not None:
-        reason = choice.too_dense(shape, _dense.weight_parameter(module).element_size(), sparsity)
+        reason = threshold.too_dense(shape, _dense.weight_parameter(module).element_size(), sparsity)
         if reason is None:
             matrix = pack(module, target=target)
-            if choice.need_smaller and matrix.nbytes >= before:
+            if threshold.need_smaller and matrix.nbytes >= before:
                 reason = f"not smaller: {matrix.nbytes} bytes compressed, {before} dense"
                 matrix = None
             else:
