@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -10,12 +9,12 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 import torch_csb
+from tools import tool
 from torch_csb import _load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,14 +26,6 @@ def run(
     paths = [*map(str, python_path), os.environ.get("PYTHONPATH", "")]
     full = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | environment
     return subprocess.run([sys.executable, *arguments], cwd=cwd, env=full, capture_output=True, text=True)
-
-
-def tool(name: str) -> ModuleType:
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
 
 
 def test_info_prints_versions_and_gaps() -> None:

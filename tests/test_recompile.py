@@ -115,14 +115,16 @@ def test_the_compiler_is_told_once_and_forgets_nothing() -> None:
 
 @pytest.mark.parametrize("entries", [0, 1, 9])
 def test_a_layer_with_hardly_an_entry_compiles(entries: int, device: str) -> None:
-    """The compiler takes sizes of 0 and 1 for constants, also where it is told that sizes vary."""
+    """The compiler takes sizes of 0 and 1 for constants, also where it is told that sizes vary: layers without any
+    entry share one compilation, the others another."""
     layers = []
     for keep in (entries, 2 * entries, 900):
         dense = nn.Linear(48, 48)
         dense.weight.data.view(-1)[keep:] = 0
         layers.append(CSBLinear.from_dense(dense.to(device)))
     for models in (layers, [nn.Sequential(*layers)]):
-        assert compilations(models, batches(device, 5, 6)) <= 4
+        alone = entries == 0 and models is layers
+        assert compilations(models, batches(device, 5, 6)) == (4 if alone else 2)  # a second batch makes it dynamic
         for model in models:
             compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
             x = torch.randn(5, 48, device=device)

@@ -1,6 +1,6 @@
 """Fits the rules of torch_csb/_winner.py to the rows of benchmarks/results and prints how often they are right.
 
-    .venv/bin/python tools/fit_winner.py
+    PYTHONPATH=. .venv/bin/python tools/fit_winner.py
 
 A row counts where CSB and dense differ by more than 5 %. "held out" is of layers of the Deep Learning Matrix
 Collection, or of shapes, that the rule was not fitted to. Needs scikit-learn.
@@ -13,11 +13,18 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from torch_csb._winner import RULE_16_BIT, RULE_FLOAT32, Rule, dense_wins
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 GPU, CPU = "nvidia-h200", "intel-r-xeon-r-processor-2-threads-avx512"
 OPERATORS = {"F": "spmm", "T": "spmm_t", "dW": "sddmm"}
+GRID = ("decode", "train", "fp32")
+RULES = {"RULE_16_BIT": RULE_16_BIT, "RULE_FLOAT32": RULE_FLOAT32}
 FOLDS = 3
 
 Row = dict[str, str]
@@ -56,8 +63,6 @@ def item_bytes(row: Row) -> int:
 
 
 def right(row: Row) -> bool:
-    from torch_csb._winner import dense_wins
-
     cuda = row["device"].startswith("NVIDIA")
     said = dense_wins(OPERATORS[row["direction"]], cuda, item_bytes(row), *sizes(row))
     return said == (csb_ratio(row) < 1)
@@ -76,37 +81,48 @@ def folds(many: list[Row], key: Callable[[Row], str]) -> Iterator[tuple[list[Row
         yield kept, held
 
 
-def fit(rule, given: list[Row]):
+def fit(rule: Rule, given: list[Row]) -> LogisticRegression:
     from sklearn.linear_model import LogisticRegression
 
     terms = [rule.terms(*sizes(row)) for row in given]
     return LogisticRegression(max_iter=10_000).fit(terms, [csb_ratio(row) > 1 for row in given])
 
 
+def rows_of(name: str, *files: str) -> list[Row]:
+    """Rows of the products for which the rule of this name is asked."""
+    rule, item = RULES[name], 2 if name == "RULE_16_BIT" else 4
+    products = [row for row in rows(*files) if row["direction"] != "dW" and item_bytes(row) == item]
+    return [row for row in products if rule.least <= int(row["n"]) <= rule.most]
+
+
+def held_out(rule: Rule, always: list[Row], many: list[Row], key: Callable[[Row], str]) -> list[bool]:
+    """For each of ``many`` whether it is named right by a fit to ``always`` and to those of ``many`` of other keys."""
+    found = []
+    for kept, held in folds(many, key):
+        said = fit(rule, always + kept).predict([rule.terms(*sizes(row)) for row in held])
+        found += [bool(wins) == (csb_ratio(row) > 1) for wins, row in zip(said, held, strict=True)]
+    return found
+
+
+def layer(row: Row) -> str:
+    return row["pattern"].rpartition("/")[2]
+
+
+def shape(row: Row) -> str:
+    return f"{row['m']}x{row['k']}"
+
+
 def main() -> int:
-    sys.path.insert(0, str(ROOT))
-    from torch_csb import _winner
-
-    grid, collection = rows("decode", "train", "fp32"), rows("dlmc")
-    for name, rule, item in (("RULE_16_BIT", _winner.RULE_16_BIT, 2), ("RULE_FLOAT32", _winner.RULE_FLOAT32, 4)):
-
-        def of_rule(row: Row, rule=rule, item=item) -> bool:
-            return row["direction"] != "dW" and item_bytes(row) == item and rule.least <= int(row["n"]) <= rule.most
-
-        mine, theirs = list(filter(of_rule, grid)), list(filter(of_rule, collection))
-        fitted = fit(rule, mine + theirs)
+    for name, rule in RULES.items():
+        grid, collection = rows_of(name, *GRID), rows_of(name, "dlmc")
+        fitted = fit(rule, grid + collection)
         print(f"{name}: constant {fitted.intercept_[0]:.2f}, weights", *(f"{w:.2f}" for w in fitted.coef_[0]))
-        for what, key, other, held_from in (
-            ("layers of the collection", lambda row: row["pattern"].rpartition("/")[2], mine, theirs),
-            ("shapes of the grid", lambda row: f"{row['m']}x{row['k']}", theirs, mine),
+        for what, found in (
+            ("layers of the collection", held_out(rule, grid, collection, layer)),
+            ("shapes of the grid", held_out(rule, collection, grid, shape)),
         ):
-            found = []
-            for kept, held in folds(held_from, key):
-                fold = fit(rule, other + kept)
-                said = fold.predict([rule.terms(*sizes(row)) for row in held])
-                found += [bool(wins) == (csb_ratio(row) > 1) for wins, row in zip(said, held, strict=True)]
             print(f"  held out {what}: {share(found):.1%} of {len(found)} right")
-    for name, many in (("grid", grid), ("collection", collection), ("CPU", rows("cpu", device=CPU))):
+    for name, many in (("grid", rows(*GRID)), ("collection", rows("dlmc")), ("CPU", rows("cpu", device=CPU))):
         for direction in OPERATORS:
             found = [right(row) for row in many if row["direction"] == direction]
             if found:
