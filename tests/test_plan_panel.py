@@ -54,7 +54,8 @@ def test_what_panels_are_not_for() -> None:
     assert spmm("float32", 4096, 4096, 4096, density=0.05, block_size=128).kernel == "gather"
     assert sddmm("bfloat16", 4096, 4096, 255).kernel == "tile"
     assert sddmm("float64", 4096, 4096, 4096).kernel == "gather"
-    assert sddmm("float32", 4096, 4096, 4096, fits=False).kernel == "gather"
+    assert sddmm("float32", 4096, 4096, 4096, fits=False).kernel == "region"
+    assert sddmm("float32", 4096, 4096, 4096, density=0.15).kernel == "region"
     # One panel would be all of W, and one of 256 features more than 32 MiB.
     assert spmm("float32", 256, 65536, 4096).kernel == "rows"
     assert spmm("float32", 4096, 65536, 4096).kernel == "rows"

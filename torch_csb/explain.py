@@ -102,7 +102,8 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
     chip = ()
     if w.device.type == "cuda":
         properties = torch.cuda.get_device_properties(w.device)
-        chip = (properties.multi_processor_count, properties.major >= 9)
+        hopper, shared_bytes = properties.major == 9, properties.shared_memory_per_block_optin
+        chip = (properties.multi_processor_count, hopper, shared_bytes)
 
     def given(features: int, depth: int) -> tuple[object, ...]:
         """The chip, and that activations as nn.Linear passes them suit a dense product."""
@@ -116,7 +117,7 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
     for operator, features, depth, balance in (("spmm", w.m, w.k, balances[0]), ("spmm_t", w.k, w.m, balances[1])):
         strips = -(-features // w.block_size)
         pieces = item != 2 or not 2 <= batch <= 8 or depth % 8 == 0
-        forms = (-(-depth // w.block_size), pieces, chip[1]) if chip else ()
+        forms = (-(-depth // w.block_size), pieces, *chip[1:]) if chip else ()
         choice = choose_spmm(dtype, w.block_size, strips, num_units, batch, *given(features, depth), *forms)
         split = bool(choice.split) and num_units > 1
         workspace = (num_units + strips) * w.block_size * batch * accumulator if split else 0
@@ -127,7 +128,8 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
         steps.append(
             Step(operator, choice.kernel, choice.tile_n, split, choice.reason, moved, workspace, balance, dense)
         )
-    choice = choose_sddmm(dtype, w.block_size, num_units, batch, *given(w.m, w.k))
+    forms = (True, chip[2]) if chip else ()
+    choice = choose_sddmm(dtype, w.block_size, num_units, batch, *given(w.m, w.k), *forms)
     workspace = choice.split * stored * accumulator if choice.split > 1 else 0
     if choice.kernel == "panel":
         workspace = _panel_bytes(choice.tile_n, w.k, item)

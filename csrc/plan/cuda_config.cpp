@@ -13,7 +13,17 @@ constexpr int64_t kMaxPartialBytes = 64 * kMebi;
 
 // A run of columns shorter than this spends its time on codes rather than on products.
 constexpr int64_t kMinSplitColumns = 256;
-constexpr int64_t kMaxColumnSplits = 16;
+// Of regions, which find their entries faster.
+constexpr int64_t kMinRegionColumns = 32;
+
+// Every run of columns leaves a sum for each entry.
+constexpr int64_t kMaxSplitBytes = 32 * kMebi;
+
+// Entries that a region takes in one pass over the columns, in rows of whole entries.
+constexpr int64_t kPassEntries = 3400;
+
+// From this density on float32 samples all of A . B^T faster than it multiplies the entries alone.
+constexpr double kMinPanelDensity = 0.16;
 
 constexpr int64_t kMaxCluster = 8;
 // Of larger patterns clusters leave multiprocessors idle at the end for longer than a join takes.
@@ -71,8 +81,10 @@ SplitChoice choose_split(CudaKernel kernel, DType dtype, int32_t block_shift, in
 }
 
 // Two strips share X in a tile of 256 columns, where the chip is full of them.
-CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, int32_t multiprocessors) {
-  if (ceil_div(strips, 2) * ceil_div<int64_t>(columns, 256) >= multiprocessors && columns > kMaxNarrowRowsColumns) {
+CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, const Chip& chip) {
+  const int32_t multiprocessors = chip.multiprocessors;
+  if (chip.shared_bytes >= kWideRowsSharedBytes &&
+      ceil_div(strips, 2) * ceil_div<int64_t>(columns, 256) >= multiprocessors && columns > kMaxNarrowRowsColumns) {
     return {CudaKernel::kRows, 256, false, 1,
             "rows: rows of Y stay in registers while other warps sort their entries; pairs of strips fill the chip"};
   }
@@ -113,6 +125,24 @@ CudaSpmmConfig choose_few_columns(CudaKernel kernel, DType dtype, int32_t strips
                : "narrow: a warp expands a block alone and multiplies it; one work unit, nothing to split"};
 }
 
+int64_t most_splits(DType dtype, int64_t stored) {
+  return kMaxSplitBytes / (max_of<int64_t>(stored, 1) * (dtype == DType::kFloat64 ? 8 : 4));
+}
+
+// Where regions leave multiprocessors idle several thread blocks share one: first its entries, as many as take turns
+// anyway, then its columns.
+CudaSddmmConfig choose_regions(int64_t columns, int32_t multiprocessors, const PanelOffer& sizes) {
+  const int64_t regions = max_of<int64_t>(
+      1, ceil_div<int64_t>(sizes.features, kRegionFeatures) * ceil_div<int64_t>(sizes.depth, kRegionFeatures));
+  const int64_t passes = max_of<int64_t>(1, ceil_div(ceil_div(sizes.stored, regions), kPassEntries));
+  const int64_t shares = min_of(passes, max_of<int64_t>(1, multiprocessors / regions));
+  const int64_t wanted = min_of(multiprocessors / (regions * shares), columns / kMinRegionColumns);
+  const int64_t splits = max_of<int64_t>(1, min_of(wanted, most_splits(DType::kFloat32, sizes.stored)));
+  return {CudaKernel::kRegion, 16, static_cast<int32_t>(splits), static_cast<int32_t>(shares),
+          splits > 1 ? "region: four lanes an entry; columns cut into runs, as few regions leave the chip idle"
+                     : "region: four lanes an entry; the regions fill the chip or the columns are few"};
+}
+
 }  // namespace
 
 CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips, int32_t num_units, int64_t columns,
@@ -130,8 +160,9 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
     return {CudaKernel::kWide, 64, false, 1,
             "wide: warps that expand blocks of four strips feed warps that multiply; a cluster joins its sums"};
   }
-  if (dtype == DType::kFloat32 && block_shift == 6 && columns > narrow_columns(dtype)) {
-    return choose_rows(strips, num_units, columns, chip.multiprocessors);
+  if (dtype == DType::kFloat32 && block_shift == 6 && columns > narrow_columns(dtype) &&
+      chip.shared_bytes >= kRowsSharedBytes) {
+    return choose_rows(strips, num_units, columns, chip);
   }
   const CudaKernel kernel = tensor_cores_fit(dtype, block_shift) ? CudaKernel::kTile : CudaKernel::kGather;
   const int32_t tile_n = spmm_tile_n(kernel, dtype, columns);
@@ -141,24 +172,30 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
 }
 
 CudaSddmmConfig choose_cuda_sddmm(DType dtype, int32_t block_shift, int32_t num_units, int64_t columns,
-                                  const Chip& chip, const PanelOffer& offer) {
+                                  const Chip& chip, const SampledOperands& operands) {
   const int32_t multiprocessors = chip.multiprocessors;
-  const PanelChoice panel = choose_sddmm_panel(dtype, block_shift, columns, multiprocessors, offer);
-  if (panel.features > 0) return {CudaKernel::kPanel, panel.features, 1, panel.reason};
+  const PanelOffer& sizes = operands.panel;
+  const bool region =
+      operands.region && dtype == DType::kFloat32 && block_shift == 6 && chip.shared_bytes >= kRegionSharedBytes;
+  const double elements = static_cast<double>(sizes.features) * static_cast<double>(sizes.depth);
+  if (!region || static_cast<double>(sizes.stored) >= kMinPanelDensity * elements) {
+    const PanelChoice panel = choose_sddmm_panel(dtype, block_shift, columns, multiprocessors, sizes);
+    if (panel.features > 0) return {CudaKernel::kPanel, panel.features, 1, 1, panel.reason};
+  }
+  if (region) return choose_regions(columns, multiprocessors, sizes);
   const bool tile = tensor_cores_fit(dtype, block_shift);
   const CudaKernel kernel = tile ? CudaKernel::kTile : CudaKernel::kGather;
   const int32_t tile_n = tile ? 64 : dtype == DType::kFloat64 ? 16 : 32;
 
-  // The planner gives a large pattern many units, so few units also mean a small buffer of partial sums.
   const int64_t wanted = num_units < multiprocessors ? kFullChip * multiprocessors / max_of<int32_t>(1, num_units) : 1;
-  const int64_t splits = min_of(min_of(wanted, columns / kMinSplitColumns), kMaxColumnSplits);
+  const int64_t splits = min_of(min_of(wanted, columns / kMinSplitColumns), most_splits(dtype, sizes.stored));
   if (splits > 1) {
-    return {kernel, tile_n, static_cast<int32_t>(splits),
+    return {kernel, tile_n, static_cast<int32_t>(splits), 1,
             tile
                 ? "tile: dense products sampled at the entries; columns cut into runs, as few units leave the chip idle"
                 : "gather: one product per entry; columns cut into runs, as few units leave the chip idle"};
   }
-  return {kernel, tile_n, 1,
+  return {kernel, tile_n, 1, 1,
           tile ? "tile: dense products sampled at the entries; the units fill the chip or the columns are few"
                : "gather: one product per entry; the units fill the chip or the columns are few"};
 }

@@ -15,6 +15,7 @@ enum class CudaKernel : int32_t {
             // blocks of 64, Hopper
   kRows,    // more columns than kNarrow: rows of Y in registers, their entries sorted by other warps; float32,
             // blocks of 64
+  kRegion,  // SDDMM in float32, blocks of 64: the entries of 256 x 256 features of W, four lanes an entry
   kPanel,   // expands panels of W in device memory for the library's dense product; see plan/panel.h
 };
 
@@ -30,6 +31,7 @@ struct CudaSddmmConfig {
   CudaKernel kernel;
   int32_t tile_n;  // of kPanel the rows of W in a panel
   int32_t column_splits;
+  int32_t shares;  // thread blocks that share the entries of a region, 1 for other kernels
   const char* reason;
 };
 
@@ -37,9 +39,17 @@ constexpr int64_t narrow_columns(DType dtype) {
   return dtype == DType::kFloat64 ? 0 : dtype == DType::kFloat32 ? 16 : 8;
 }
 
+// Shared memory of a thread block, in bytes, that a chip must have for a kernel. Of the others 99 KiB are enough.
+constexpr int32_t kRowsSharedBytes = 104 * 1024;
+constexpr int32_t kWideRowsSharedBytes = 184 * 1024;
+constexpr int32_t kRegionSharedBytes = 162 * 1024;
+
+constexpr int32_t kRegionFeatures = 256;  // of W on either side of a region
+
 struct Chip {
   int32_t multiprocessors;
-  bool hopper;  // compute capability 9.0: clusters of thread blocks
+  bool hopper;           // compute capability 9.0: clusters of thread blocks
+  int32_t shared_bytes;  // that a thread block can have
 };
 
 // What the tensors of a product allow, beyond their sizes.
@@ -50,10 +60,15 @@ struct Operands {
   PanelOffer panel;
 };
 
+struct SampledOperands {
+  bool region = false;  // the kernel of regions can read the tensors
+  PanelOffer panel;     // its sizes count, also where panels don't fit
+};
+
 // Pure functions of sizes and of the chip.
 CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips, int32_t num_units, int64_t columns,
                                 const Chip& chip, const Operands& operands);
 CudaSddmmConfig choose_cuda_sddmm(DType dtype, int32_t block_shift, int32_t num_units, int64_t columns,
-                                  const Chip& chip, const PanelOffer& offer);
+                                  const Chip& chip, const SampledOperands& operands);
 
 }  // namespace csb::plan

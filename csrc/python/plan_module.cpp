@@ -62,6 +62,8 @@ py::array_t<int64_t> unit_nonzeros_py(const Int32Array& blk_ptr, const UInt8Arra
   return py::array_t<int64_t>(static_cast<py::ssize_t>(counts.size()), counts.data());
 }
 
+constexpr int32_t kHopperSharedBytes = 227 * 1024;
+
 DType dtype_named(const std::string& name) {
   if (name == "float64") return DType::kFloat64;
   if (name == "float32") return DType::kFloat32;
@@ -106,6 +108,8 @@ std::string name_of(CudaKernel kernel) {
       return "wide";
     case CudaKernel::kRows:
       return "rows";
+    case CudaKernel::kRegion:
+      return "region";
     case CudaKernel::kPanel:
       return "panel";
   }
@@ -125,16 +129,16 @@ Choice choose_cpu_sddmm_py(const std::string& dtype, int32_t block_size, int32_t
 
 Choice choose_cuda_spmm_py(const std::string& dtype, int32_t block_size, int32_t strips, int32_t num_units,
                            int64_t columns, int32_t multiprocessors, const PanelOffer& offer, int32_t blocks_per_strip,
-                           bool pieces, bool hopper) {
+                           bool pieces, bool hopper, int32_t shared_bytes) {
   const auto config = choose_cuda_spmm(dtype_named(dtype), checked_shift(block_size), strips, num_units, columns,
-                                       {multiprocessors, hopper}, {blocks_per_strip, pieces, offer});
+                                       {multiprocessors, hopper, shared_bytes}, {blocks_per_strip, pieces, offer});
   return {name_of(config.kernel), config.tile_n, py::bool_(config.split_strips), config.reason, config.cluster};
 }
 
 Choice choose_cuda_sddmm_py(const std::string& dtype, int32_t block_size, int32_t num_units, int64_t columns,
-                            int32_t multiprocessors, const PanelOffer& offer) {
+                            int32_t multiprocessors, const PanelOffer& offer, bool region, int32_t shared_bytes) {
   const auto config = choose_cuda_sddmm(dtype_named(dtype), checked_shift(block_size), num_units, columns,
-                                        {multiprocessors, true}, offer);
+                                        {multiprocessors, true, shared_bytes}, {region, offer});
   return {name_of(config.kernel), config.tile_n, py::int_(config.column_splits), config.reason};
 }
 
@@ -175,9 +179,10 @@ PYBIND11_MODULE(_plan, module) {
              arg("columns"));
   module.def("choose_cuda_spmm", &choose_cuda_spmm_py, arg("dtype"), arg("block_size"), arg("strips"), arg("num_units"),
              arg("columns"), arg("multiprocessors"), arg("offer") = PanelOffer{}, arg("blocks_per_strip") = 0,
-             arg("pieces") = true, arg("hopper") = true);
+             arg("pieces") = true, arg("hopper") = true, arg("shared_bytes") = kHopperSharedBytes);
   module.def("choose_cuda_sddmm", &choose_cuda_sddmm_py, arg("dtype"), arg("block_size"), arg("num_units"),
-             arg("columns"), arg("multiprocessors"), arg("offer") = PanelOffer{});
+             arg("columns"), arg("multiprocessors"), arg("offer") = PanelOffer{}, arg("region") = true,
+             arg("shared_bytes") = kHopperSharedBytes);
 }
 
 }  // namespace csb::plan

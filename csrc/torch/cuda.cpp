@@ -51,8 +51,9 @@ Tensor sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, 
   SddmmProblem& problem = call.problem;
   if (problem.entries == 0) return call.grad_values;
   const Launch launch(call.grad_values);
-  const plan::CudaSddmmConfig config = plan::choose_cuda_sddmm(problem.dtype, problem.w.block_shift, problem.num_units,
-                                                               problem.a.columns, launch.chip(), panel_offer(problem));
+  const plan::CudaSddmmConfig config =
+      plan::choose_cuda_sddmm(problem.dtype, problem.w.block_shift, problem.num_units, problem.a.columns, launch.chip(),
+                              {cuda::in_regions(problem), panel_offer(problem)});
   if (config.kernel == plan::CudaKernel::kPanel) {
     sddmm_by_panels(call, config.tile_n, launch);
     return call.grad_values;

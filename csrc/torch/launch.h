@@ -25,18 +25,21 @@ class Launch {
     stream_ = static_cast<cudaStream_t>(stream);
     check_cuda(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device), "device attributes");
     check_cuda(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device), "device attributes");
+    check_cuda(cudaDeviceGetAttribute(&shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+               "device attributes");
     CSB_CHECK(major_ >= 8, "torch_csb needs a GPU of compute capability 8.0 or later, cuda:", device, " has ", major_,
               ".x; move the model to the CPU or densify_ it");
   }
 
   cudaStream_t stream() const { return stream_; }
-  plan::Chip chip() const { return {multiprocessors_, major_ >= 9}; }
+  plan::Chip chip() const { return {multiprocessors_, major_ == 9, shared_bytes_}; }
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
   int multiprocessors_ = 0;
   int major_ = 0;
+  int shared_bytes_ = 0;
 };
 
 }  // namespace csb::border

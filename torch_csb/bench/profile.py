@@ -78,6 +78,14 @@ def unit_nonzeros(w: CSBMatrix, column_major: bool) -> Tensor:
     return torch.from_numpy(_plan.unit_nonzeros(*arrays, mb, kb, begin, column_major))
 
 
+def region_nonzeros(w: CSBMatrix, blocks: int = 4) -> Tensor:
+    """Nonzeros of every region of 4 x 4 blocks, as the kernel of that name cuts W."""
+    counts = wavefronts.block_counts(w).view(-(-w.m // w.block_size), -1)
+    rows, cols = counts.shape
+    counts = F.pad(counts, (0, -cols % blocks, 0, -rows % blocks))
+    return counts.unflatten(0, (-1, blocks)).unflatten(2, (-1, blocks)).sum((1, 3)).flatten()
+
+
 def imbalance(w: CSBMatrix, direction: str, step: Step, slots: int, n: int) -> float:
     """How much longer the busiest thread block (CPU: task) works than an even share of the chip, at least 1.
 
@@ -87,8 +95,10 @@ def imbalance(w: CSBMatrix, direction: str, step: Step, slots: int, n: int) -> f
     if step.kernel == "panel":
         return 1.0
     if direction == "dW":
-        # The tensor-core kernel spends the same on every block, whatever it holds.
-        work = (wavefronts.block_counts(w) > 0).long() if step.kernel == "tile" else unit_nonzeros(w, False)
+        if step.kernel == "tile":  # spends the same on every block, whatever it holds
+            work = (wavefronts.block_counts(w) > 0).long()
+        else:
+            work = region_nonzeros(w) if step.kernel == "region" else unit_nonzeros(w, False)
         repeats = int(step.split)
     else:
         if step.split:

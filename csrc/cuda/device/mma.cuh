@@ -25,6 +25,12 @@ __device__ __forceinline__ void copy_async_16_or_zero(void* shared, const void* 
                : "memory");
 }
 
+__device__ __forceinline__ void copy_async_4_or_zero(void* shared, const void* global, bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(shared)), "l"(global),
+               "r"(inside ? 4 : 0)
+               : "memory");
+}
+
 __device__ __forceinline__ void copy_async_8(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }

@@ -1,6 +1,7 @@
 #include "cuda/device/launch.cuh"
 #include "cuda/sddmm/gather.h"
 #include "cuda/sddmm/join.cuh"
+#include "cuda/sddmm/region.h"
 #include "cuda/sddmm/sddmm.h"
 #include "cuda/sddmm/tile.h"
 
@@ -15,6 +16,8 @@ cudaError_t launch_kernel(const SddmmProblem& problem, const plan::CudaSddmmConf
       });
     case plan::CudaKernel::kTile:
       return launch_sddmm_tile(problem, config, stream);
+    case plan::CudaKernel::kRegion:
+      return launch_sddmm_region(problem, config, stream);
     case plan::CudaKernel::kPanel:
       break;  // a product of the library, which the border calls
   }
@@ -30,6 +33,8 @@ cudaError_t launch_join(const SddmmProblem& problem, cudaStream_t stream) {
 }
 
 }  // namespace
+
+bool in_regions(const SddmmProblem& problem) { return region_fits(problem); }
 
 cudaError_t sddmm(const SddmmProblem& problem, const plan::CudaSddmmConfig& config, cudaStream_t stream) {
   if (problem.entries == 0) return cudaSuccess;

@@ -11,4 +11,7 @@ namespace csb::cuda {
 // Enqueues only. problem.partials must be there when problem.column_splits > 1.
 cudaError_t sddmm(const SddmmProblem& problem, const plan::CudaSddmmConfig& config, cudaStream_t stream);
 
+// Whether the kernel of regions can read the tensors.
+bool in_regions(const SddmmProblem& problem);
+
 }  // namespace csb::cuda

@@ -50,13 +50,13 @@ class RowsConsumer {
   using Entry = RowsEntry<Acc>;
 
   __device__ __forceinline__ Stage& acquire() {
-    ring_wait(&shared_.full[cursor_.slot], cursor_.phase);
+    mbarrier_wait(shared_address(&shared_.full[cursor_.slot]), cursor_.parity);
     return shared_.stages[cursor_.slot];
   }
 
   __device__ __forceinline__ void release() {
-    ring_arrive(&shared_.empty[cursor_.slot]);
-    cursor_.advance();
+    mbarrier_arrive(shared_address(&shared_.empty[cursor_.slot]));
+    cursor_.advance(1);
   }
 
   __device__ __forceinline__ void multiply(const Stage& stage) {
@@ -201,12 +201,12 @@ class RowsConsumer {
   int strip_;
   int first_row_;
   int lane_idx_;
-  RingCursor<Config::kStages> cursor_;
+  RingPosition<Config::kStages> cursor_;
   Acc sums_[kRows][kCols];
 };
 
 // Grid: x = work unit (split) or group of kStrips output strips; y = column tiles, folded at the grid's limit.
-template <typename Config, RowsAccess kAccess, bool kTransposed>
+template <typename Config, VectorAccess kAccess, bool kTransposed>
 __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
     rows_kernel(const __grid_constant__ SpmmProblem problem, const __grid_constant__ RowsLaunch how) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
@@ -214,9 +214,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   if (threadIdx.x < Config::kStages) {
     // Every thread of the loaders and of one sorter for each strip; where X is copied element by element, the loaders'
     // copies arrive too.
-    constexpr int kArrivals = kAccess == RowsAccess::kElements ? 2 : 1;
-    ring_init(&shared.full[threadIdx.x], 32 * (kArrivals * Config::kLoaders + Config::kStrips));
-    ring_init(&shared.empty[threadIdx.x], 32 * Config::kConsumers);
+    constexpr int kArrivals = kAccess == VectorAccess::kNone ? 2 : 1;
+    mbarrier_init(shared_address(&shared.full[threadIdx.x]), 32 * (kArrivals * Config::kLoaders + Config::kStrips));
+    mbarrier_init(shared_address(&shared.empty[threadIdx.x]), 32 * Config::kConsumers);
   }
   __syncthreads();
   // Uniform by construction, which the compiler can see only this way.

@@ -1,7 +1,9 @@
 #pragma once
 
 #include "csb/integer.h"
+#include "cuda/device/mbarrier.cuh"
 #include "cuda/device/numeric.cuh"
+#include "cuda/device/vector_access.cuh"
 
 namespace csb::cuda {
 
@@ -50,13 +52,6 @@ struct RowsConfig {
   static_assert(kThreads <= 1024 && kStages >= 2, "a stage is filled while another one is used");
 };
 
-// How the lanes of a loader read X.
-enum class RowsAccess : int32_t {
-  kFeatureVectors,  // aligned vectors of features: features last, columns equally far apart
-  kColumnVectors,   // aligned vectors of columns: features first
-  kElements,        // anything else
-};
-
 // What an entry multiplies, and where X's feature stands in a column of the stage, in bytes.
 template <typename Acc>
 struct alignas(2 * sizeof(Acc)) RowsEntry {
@@ -80,8 +75,8 @@ struct alignas(16) RowsStage {
 template <typename Config>
 struct alignas(16) RowsShared {
   RowsStage<Config> stages[Config::kStages];
-  uint64_t full[Config::kStages];
-  uint64_t empty[Config::kStages];
+  MBarrier full[Config::kStages];
+  MBarrier empty[Config::kStages];
   // For the transposed product, of each sorter: bit `in` of masks[...][2 * out ...] says that the entry is there.
   alignas(16) uint32_t masks[Config::kSorters][2 * Config::kBlock];
   int32_t starts[Config::kSorters][Config::kBlock];
@@ -92,7 +87,7 @@ struct alignas(16) RowsShared {
 struct RowsLaunch {
   int32_t tiles;           // of kTileN columns
   bool split;              // a thread block walks a unit, else kStrips strips
-  bool lanes_on_features;  // with kElements: neighbouring lanes read neighbouring features, else columns
+  bool lanes_on_features;  // without vectors: neighbouring lanes read neighbouring features, else columns
   bool vector_entries;     // codes and values can be read in vectors
   bool vector_output;      // 16 bytes of neighbouring features of Y are one aligned vector
 };

@@ -1,28 +1,13 @@
 #pragma once
 
 #include "cuda/device/launch.cuh"
-#include "cuda/device/panel.cuh"
 #include "cuda/spmm/rows.cuh"
 #include "cuda/spmm/rows.h"
+#include "plan/cuda_config.h"
 
 namespace csb::cuda {
 
-inline bool aligned_to(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
-template <typename T>
-RowsAccess rows_access(const SpmmProblem& problem) {
-  const DenseView& x = problem.x;
-  if (sizeof(T) != 4) return RowsAccess::kElements;
-  if (x.stride_f == 1) {
-    const bool one_run = x.size[0] == 1 && x.size[1] == 1;
-    const bool aligned = aligned_to(x.data, 16) && x.stride[2] % 4 == 0 && problem.in_features() % 4 == 0;
-    return one_run && aligned ? RowsAccess::kFeatureVectors : RowsAccess::kElements;
-  }
-  const bool vectors = panel_access<T>(x, 4) == PanelAccess::kVectors && x.columns % 4 == 0;
-  return vectors ? RowsAccess::kColumnVectors : RowsAccess::kElements;
-}
-
-template <typename Config, RowsAccess kAccess, bool kTransposed>
+template <typename Config, VectorAccess kAccess, bool kTransposed>
 cudaError_t launch_rows_kernel(const SpmmProblem& problem, bool split, cudaStream_t stream) {
   using T = typename Config::T;
   constexpr int64_t kMaxGridY = 65535;
@@ -44,7 +29,7 @@ cudaError_t launch_rows_kernel(const SpmmProblem& problem, bool split, cudaStrea
                 stream, problem, how);
 }
 
-template <typename Config, RowsAccess kAccess>
+template <typename Config, VectorAccess kAccess>
 cudaError_t launch_rows_direction(const SpmmProblem& problem, bool split, cudaStream_t stream) {
   return problem.transposed ? launch_rows_kernel<Config, kAccess, true>(problem, split, stream)
                             : launch_rows_kernel<Config, kAccess, false>(problem, split, stream);
@@ -52,25 +37,32 @@ cudaError_t launch_rows_direction(const SpmmProblem& problem, bool split, cudaSt
 
 template <typename Config>
 cudaError_t launch_rows_tile(const SpmmProblem& problem, bool split, cudaStream_t stream) {
-  switch (rows_access<typename Config::T>(problem)) {
-    case RowsAccess::kFeatureVectors:
-      return launch_rows_direction<Config, RowsAccess::kFeatureVectors>(problem, split, stream);
-    case RowsAccess::kColumnVectors:
-      return launch_rows_direction<Config, RowsAccess::kColumnVectors>(problem, split, stream);
-    case RowsAccess::kElements:
-      return launch_rows_direction<Config, RowsAccess::kElements>(problem, split, stream);
+  switch (vector_access(problem.x, problem.in_features())) {
+    case VectorAccess::kFeatures:
+      return launch_rows_direction<Config, VectorAccess::kFeatures>(problem, split, stream);
+    case VectorAccess::kColumns:
+      return launch_rows_direction<Config, VectorAccess::kColumns>(problem, split, stream);
+    case VectorAccess::kNone:
+      return launch_rows_direction<Config, VectorAccess::kNone>(problem, split, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 template <typename T>
+using NarrowRows = RowsConfig<T, 1, 2, 8, 4, 4, 1024, 16, 2>;
+template <typename T>
+using WideRows = RowsConfig<T, 2, 8, 8, 4, 2, 1536, 16, 1>;
+
+template <typename T>
 cudaError_t launch_rows(const SpmmProblem& problem, RowsTile tile, bool split, cudaStream_t stream) {
+  static_assert(sizeof(RowsShared<NarrowRows<T>>) <= plan::kRowsSharedBytes, "the planner asks the chip for as much");
+  static_assert(sizeof(RowsShared<WideRows<T>>) <= plan::kWideRowsSharedBytes, "the planner asks the chip for as much");
   if (problem.w.block_shift != 6) return cudaErrorInvalidValue;
   switch (tile) {
     case RowsTile::k1x64:
-      return launch_rows_tile<RowsConfig<T, 1, 2, 8, 4, 4, 1024, 16, 2>>(problem, split, stream);
+      return launch_rows_tile<NarrowRows<T>>(problem, split, stream);
     case RowsTile::k2x256:
-      return launch_rows_tile<RowsConfig<T, 2, 8, 8, 4, 2, 1536, 16, 1>>(problem, split, stream);
+      return launch_rows_tile<WideRows<T>>(problem, split, stream);
   }
   return cudaErrorInvalidValue;
 }

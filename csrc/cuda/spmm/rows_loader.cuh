@@ -1,12 +1,11 @@
 #pragma once
 
-#include "cuda/spmm/rows_ring.cuh"
 #include "cuda/spmm/rows_walk.cuh"
 
 namespace csb::cuda {
 
 // Fills the stages with X.
-template <typename Config, RowsAccess kAccess, bool kTransposed>
+template <typename Config, VectorAccess kAccess, bool kTransposed>
 class RowsLoader {
  public:
   using T = typename Config::T;
@@ -30,7 +29,7 @@ class RowsLoader {
       XVector x[kBatch];
       const bool multiply = step.kind == RowsStepKind::kMultiply;
       if (kVectors && multiply) fetch(x, step.at * Config::kBlock, 0);  // under the wait for a free stage
-      ring_wait(&shared_.empty[cursor_.slot], cursor_.phase ^ 1);
+      mbarrier_wait(shared_address(&shared_.empty[cursor_.slot]), cursor_.parity ^ 1);
       Stage& stage = shared_.stages[cursor_.slot];
       if (warp_idx_ == 0 && lane_idx_ == 0) {
         stage.kind = step.kind;
@@ -48,10 +47,10 @@ class RowsLoader {
         }
       } else {
         if (multiply) copy(stage, step.at * Config::kBlock);
-        ring_arrive_after_copies(&shared_.full[cursor_.slot]);
+        mbarrier_arrive_after_copies(shared_address(&shared_.full[cursor_.slot]));
       }
-      ring_arrive(&shared_.full[cursor_.slot]);
-      cursor_.advance();
+      mbarrier_arrive(shared_address(&shared_.full[cursor_.slot]));
+      cursor_.advance(1);
       if (step.kind == RowsStepKind::kEnd) return;
       step = walk.next();
     }
@@ -59,12 +58,12 @@ class RowsLoader {
 
  private:
   using XVector = Vector<T, 4>;
-  static constexpr bool kVectors = kAccess != RowsAccess::kElements;
+  static constexpr bool kVectors = kAccess != VectorAccess::kNone;
 
   __device__ __forceinline__ void enter_tile(int64_t first_column) {
     first_column_ = first_column;
     columns_ = static_cast<int>(min_of<int64_t>(Config::kTileN, problem_.x.columns - first_column));
-    if constexpr (kAccess != RowsAccess::kFeatureVectors) {
+    if constexpr (kAccess != VectorAccess::kFeatures) {
       synchronize();  // the offsets of the tile before this one are no longer read
       for (int j = 32 * warp_idx_ + lane_idx_; j < columns_; j += 32 * kLoaders) {
         shared_.x_offsets[j] = problem_.x.column_offset(first_column + j);
@@ -80,7 +79,7 @@ class RowsLoader {
   // An item of X: 32 x 4 elements, a vector for every lane. Vectors lie along features or columns; eight lanes follow
   // them, four rows of lanes the other way. The stage's pitch puts what they store into different banks.
   //
-  //   kFeatureVectors            kColumnVectors
+  //   kFeatures                  kColumns
   //   item = 4 columns           item = 4 features
   //        x 32 features              x 32 columns
   static constexpr int kGroupItems = 16 / kLoaders;  // a warp's items in 32 columns
@@ -93,7 +92,7 @@ class RowsLoader {
   __device__ __forceinline__ void fetch(XVector (&x)[kBatch], int32_t in_begin, int first) const {
     const int32_t features = (kTransposed ? problem_.w.m : problem_.w.k) - in_begin;
     const T* data = static_cast<const T*>(problem_.x.data) + in_begin * problem_.x.stride_f;
-    constexpr bool kFeatures = kAccess == RowsAccess::kFeatureVectors;
+    constexpr bool kFeatures = kAccess == VectorAccess::kFeatures;
     int64_t step = kFeatures ? 2 * kLoaders * problem_.x.stride[2] : 4 * kLoaders * problem_.x.stride_f;
     asm volatile("" : "+l"(step));  // opaque, or its multiples are kept in registers, and spill
     if constexpr (kFeatures) {
@@ -135,7 +134,7 @@ class RowsLoader {
   }
 
   __device__ __forceinline__ void put(Stage& stage, const XVector (&x)[kBatch], int first) const {
-    if constexpr (kAccess == RowsAccess::kFeatureVectors) {
+    if constexpr (kAccess == VectorAccess::kFeatures) {
       const int column = 4 * (first * kLoaders / 2 + warp_idx_ / 2) + across();
       Acc* to = stage.x + column * Config::kPitch + 32 * (warp_idx_ % 2) + along();
 #pragma unroll
@@ -152,6 +151,13 @@ class RowsLoader {
         for (int v = 0; v < 4; ++v) to[at + v * Config::kPitch] = x[i].lane[v];
       }
     }
+  }
+
+  // One element, 4 or 8 bytes, without a register in between. No "memory" clobber: it would put every address that is
+  // read from memory behind the copy before it.
+  static __device__ __forceinline__ void copy_element_async(T* to, const T* from) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "cp.async moves 4, 8 or 16 bytes");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(sizeof(T)));
   }
 
   // X element by element, where it has no vectors.
@@ -180,7 +186,7 @@ class RowsLoader {
   int lane_idx_;
   int64_t first_column_;
   int columns_;
-  RingCursor<Config::kStages> cursor_;
+  RingPosition<Config::kStages> cursor_;
 };
 
 }  // namespace csb::cuda

@@ -1,6 +1,5 @@
 #pragma once
 
-#include "cuda/spmm/rows_ring.cuh"
 #include "cuda/spmm/rows_walk.cuh"
 
 namespace csb::cuda {
@@ -30,7 +29,7 @@ class RowsSorter {
       Work next;
       // Its loads run while this one is sorted.
       const bool more = work.kind != RowsStepKind::kEnd && find_work(walk, Config::kTurns - 1, next);
-      ring_wait(&shared_.empty[cursor_.slot], cursor_.phase ^ 1);
+      mbarrier_wait(shared_address(&shared_.empty[cursor_.slot]), cursor_.parity ^ 1);
       Stage& stage = shared_.stages[cursor_.slot];
       if (work.kind == RowsStepKind::kMultiply) {
         if constexpr (kTransposed) {
@@ -39,7 +38,7 @@ class RowsSorter {
           keep_order(stage, work);
         }
       }
-      ring_arrive(&shared_.full[cursor_.slot]);
+      mbarrier_arrive(shared_address(&shared_.full[cursor_.slot]));
       advance(Config::kTurns);
       if (!more) return;
       work = next;
@@ -64,9 +63,7 @@ class RowsSorter {
     Run run;
   };
 
-  __device__ __forceinline__ void advance(int stages) {
-    for (int i = 0; i < stages; ++i) cursor_.advance();
-  }
+  __device__ __forceinline__ void advance(int stages) { cursor_.advance(stages); }
 
   // Passes over `skip` steps; false when the walk ends in one of them.
   __device__ __forceinline__ bool find_work(RowsWalk<Config, kTransposed>& walk, int skip, Work& work) const {
@@ -220,7 +217,7 @@ class RowsSorter {
   int warp_idx_;
   int strip_;
   int lane_idx_;
-  RingCursor<Config::kStages> cursor_;
+  RingPosition<Config::kStages> cursor_;
 };
 
 }  // namespace csb::cuda
