@@ -10,11 +10,10 @@ SMS = 132
 MIB = 2**20
 
 
-def sddmm(
-    m: int, k: int, n: int, density: float, dtype: str = "float32", block_size: int = 64, **given
-) -> _plan.Choice:
+def sddmm(m: int, k: int, n: int, density: float, **given) -> _plan.Choice:
+    given = {"dtype": "float32", "block_size": 64, **given}
     offer = _plan.PanelOffer(True, m, k, int(density * m * k))
-    return _plan.choose_cuda_sddmm(dtype, block_size, 384, n, SMS, offer, **given)
+    return _plan.choose_cuda_sddmm(num_units=384, columns=n, multiprocessors=SMS, offer=offer, **given)
 
 
 def test_regions_take_what_is_sparse_and_panels_the_rest() -> None:
@@ -56,11 +55,7 @@ def test_the_sums_of_cut_columns_take_32_mib_at_most(dtype, item, block_size, m,
     offer = _plan.PanelOffer(False, m, k, int(density * m * k))
     for units in (1, 20, 384):
         choice = _plan.choose_cuda_sddmm(dtype, block_size, units, 10**6, SMS, offer)
-        assert choice.split == 1 or choice.split * offer_bytes(m, k, density, item) <= 32 * MIB
-
-
-def offer_bytes(m: int, k: int, density: float, item: int) -> int:
-    return int(density * m * k) * item
+        assert choice.split == 1 or choice.split * int(density * m * k) * item <= 32 * MIB
 
 
 def test_rows_ask_for_shared_memory_that_chips_before_hopper_may_lack() -> None:

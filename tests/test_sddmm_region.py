@@ -37,10 +37,9 @@ def test_every_size_and_density(m: int, k: int, sparsity: float) -> None:
 @pytest.mark.parametrize("columns", ["even", "odd", "one", "last"])
 def test_columns_of_one_class(columns: str) -> None:
     """Entries that all stand in the same half of the banks fill only half of the groups of lanes."""
+    kept = {"even": slice(0, None, 2), "odd": slice(1, None, 2), "one": slice(3, 4), "last": slice(511, 512)}
     keep = torch.zeros(512, dtype=torch.bool)
-    keep[
-        {"even": slice(0, None, 2), "odd": slice(1, None, 2), "one": slice(3, 4), "last": slice(511, 512)}[columns]
-    ] = True
+    keep[kept[columns]] = True
     weight = torch.randn(512, 512) * keep
     check(CSBMatrix.from_dense(weight.cuda()), 100)
 
