@@ -80,15 +80,29 @@ SplitChoice choose_split(CudaKernel kernel, DType dtype, int32_t block_shift, in
                      : "gather: work units balanced by nonzeros, because whole strips leave the chip idle"};
 }
 
-// Two strips share X in a tile of 256 columns, where the chip is full of them.
-CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, const Chip& chip) {
+// Two strips share X in a tile of 256 columns, where the chip is full of them. Where even tiles of 64 leave it idle the
+// thread blocks of a cluster share a strip: that takes less than a second kernel for the join, as long as strips are
+// even or a thread block has so few blocks that it hardly matters.
+CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, const Chip& chip,
+                           int32_t blocks_per_strip) {
   const int32_t multiprocessors = chip.multiprocessors;
   if (chip.shared_bytes >= kWideRowsSharedBytes &&
       ceil_div(strips, 2) * ceil_div<int64_t>(columns, 256) >= multiprocessors && columns > kMaxNarrowRowsColumns) {
     return {CudaKernel::kRows, 256, false, 1,
             "rows: rows of Y stay in registers while other warps sort their entries; pairs of strips fill the chip"};
   }
-  const bool whole = 2 * strips * ceil_div<int64_t>(columns, 64) >= 3 * multiprocessors;
+  const int64_t whole_strips = strips * ceil_div<int64_t>(columns, 64);
+  const bool whole = 2 * whole_strips >= 3 * multiprocessors;
+  int32_t cluster = 1;
+  while (cluster < kMaxCluster && 2 * cluster <= blocks_per_strip &&
+         2 * cluster * whole_strips <= 2 * multiprocessors) {
+    cluster *= 2;
+  }
+  const bool even = num_units % 2 == 0 || blocks_per_strip <= 2 * cluster;
+  if (chip.hopper && !whole && cluster > 1 && even) {
+    return {CudaKernel::kRows, 64, false, cluster,
+            "rows: rows of Y stay in registers while other warps sort their entries; a cluster shares a strip"};
+  }
   const bool fits = (int64_t{num_units} + strips) * columns * 64 * 4 <= kMaxPartialBytes;
   if (whole || num_units <= 1 || !fits) {
     return {CudaKernel::kRows, 64, false, 1,
@@ -162,7 +176,7 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
   }
   if (dtype == DType::kFloat32 && block_shift == 6 && columns > narrow_columns(dtype) &&
       chip.shared_bytes >= kRowsSharedBytes) {
-    return choose_rows(strips, num_units, columns, chip);
+    return choose_rows(strips, num_units, columns, chip, operands.blocks_per_strip);
   }
   const CudaKernel kernel = tensor_cores_fit(dtype, block_shift) ? CudaKernel::kTile : CudaKernel::kGather;
   const int32_t tile_n = spmm_tile_n(kernel, dtype, columns);

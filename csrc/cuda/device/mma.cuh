@@ -25,6 +25,13 @@ __device__ __forceinline__ void copy_async_16_or_zero(void* shared, const void* 
                : "memory");
 }
 
+// The same, which also brings the neighbours in 128 bytes to L2.
+__device__ __forceinline__ void copy_async_16_and_near_or_zero(void* shared, const void* global, bool inside) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
+               "r"(inside ? 16 : 0)
+               : "memory");
+}
+
 __device__ __forceinline__ void copy_async_4_or_zero(void* shared, const void* global, bool inside) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(shared)), "l"(global),
                "r"(inside ? 4 : 0)

@@ -144,7 +144,7 @@ class SddmmRegionOperand<VectorAccess::kColumns> : public SddmmRegionItems {
         const int feature = kStep * i + 8 * r;
         const bool inside = feature_ + feature < features_ && 4 * vector() < width;
         char* to = reinterpret_cast<char*>(operand) + (region_offset(feature_ + 8 * r) ^ 16 * vector());
-        if (wanted >> i & 1) copy_async_16_or_zero(to + i * kItemBytes, from + feature / 8 * step, inside);
+        if (wanted >> i & 1) copy_async_16_and_near_or_zero(to + i * kItemBytes, from + feature / 8 * step, inside);
       }
     }
   }

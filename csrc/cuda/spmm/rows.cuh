@@ -1,6 +1,8 @@
 #pragma once
 
+#include "cuda/device/cluster.cuh"
 #include "cuda/device/epilogue.cuh"
+#include "cuda/device/launch.cuh"
 #include "cuda/device/registers.cuh"
 #include "cuda/spmm/rows_loader.cuh"
 #include "cuda/spmm/rows_sorter.cuh"
@@ -127,6 +129,9 @@ class RowsConsumer {
 
   // By way of the stage, which holds no X in this step: what a lane stores needs registers beside the sums.
   __device__ __forceinline__ void flush(Stage& stage) {
+    if constexpr (Config::kStrips == 1) {
+      if (how_.cluster > 1) return join_cluster(stage);
+    }
     const int32_t per_strip = kTransposed ? problem_.w.mb : problem_.w.kb;
     const int32_t strip = stage.strip + strip_;
     const int32_t strip_begin = strip * per_strip;
@@ -157,6 +162,37 @@ class RowsConsumer {
         }
       }
     }
+  }
+
+  // Every thread block of the cluster adds up and writes its share of the columns, in the order of the thread blocks.
+  // The loaders and sorters, who don't take part, have nothing to do behind the only column tile.
+  __device__ __forceinline__ void join_cluster(Stage& stage) {
+    static_assert(kCols == kKept || Config::kStrips > 1, "all sums find room in a stage");
+    Acc* sums = stage.x + lane_idx_;
+#pragma unroll
+    for (int i = 0; i < kCols; ++i) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) sums[32 * (i * Config::kBlock + first_row_ + r)] = sums_[r][i];
+    }
+    cluster_sync();
+    const int32_t per_rank = Config::kTileN / how_.cluster;
+    const int32_t rank = blockIdx.x % how_.cluster;
+    const int32_t feature = stage.strip * Config::kBlock + first_row_ + lane_idx_ % kRows;
+    const Epilogue<T> epilogue = epilogue_of<T>(problem_);
+    const bool inside = feature < problem_.out_features();
+    const Acc bias = inside ? epilogue.bias_of(feature) : Acc(0);
+#pragma unroll 1
+    for (int j = lane_idx_ / kRows; j < per_rank; j += 32 / kRows) {
+      const int32_t local = rank * per_rank + j;
+      const Acc* sum = stage.x + 32 * (local / 32 * Config::kBlock + first_row_ + lane_idx_ % kRows) + local % 32;
+      Acc total = 0;
+      for (int32_t other = 0; other < how_.cluster; ++other) total += read_neighbour(sum, other);
+      const int64_t column = stage.first_column + local;
+      if (!inside || column >= problem_.y.columns) continue;
+      static_cast<T*>(problem_.y.data)[problem_.y.column_offset(column) + feature * problem_.y.stride_f] =
+          epilogue.finish(total, bias);
+    }
+    cluster_sync();  // others may still read this thread block's sums
   }
 
   __device__ __forceinline__ void store_output(const Acc* sums, int32_t feature, int32_t features, int64_t column) {
@@ -205,12 +241,14 @@ class RowsConsumer {
   Acc sums_[kRows][kCols];
 };
 
-// Grid: x = work unit (split) or group of kStrips output strips; y = column tiles, folded at the grid's limit.
+// Grid: x = work unit (split), group of kStrips output strips, or strip times the thread blocks of a cluster; y =
+// column tiles, folded at the grid's limit.
 template <typename Config, VectorAccess kAccess, bool kTransposed>
 __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
     rows_kernel(const __grid_constant__ SpmmProblem problem, const __grid_constant__ RowsLaunch how) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<RowsShared<Config>*>(shared_bytes);
+  wait_for_previous_kernel();
   if (threadIdx.x < Config::kStages) {
     // Every thread of the loaders and of one sorter for each strip; where X is copied element by element, the loaders'
     // copies arrive too.

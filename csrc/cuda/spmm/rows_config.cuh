@@ -87,6 +87,7 @@ struct alignas(16) RowsShared {
 struct RowsLaunch {
   int32_t tiles;           // of kTileN columns
   bool split;              // a thread block walks a unit, else kStrips strips
+  int32_t cluster;         // thread blocks that share a strip's input and join their sums, 1 where split or kStrips > 1
   bool lanes_on_features;  // without vectors: neighbouring lanes read neighbouring features, else columns
   bool vector_entries;     // codes and values can be read in vectors
   bool vector_output;      // 16 bytes of neighbouring features of Y are one aligned vector

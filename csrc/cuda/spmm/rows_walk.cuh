@@ -34,9 +34,12 @@ class RowsWalk {
       first_strip_ = first_ / per_strip;
       if (first_ == last_) tile_ = how.tiles;
     } else {
-      first_strip_ = blockIdx.x * kStrips;
-      first_ = first_strip_ * per_strip;
-      last_ = min_of(first_strip_ + kStrips, strips) * per_strip;
+      const int32_t cluster = kStrips == 1 ? how.cluster : 1;
+      const int32_t rank = blockIdx.x % cluster;
+      first_strip_ = blockIdx.x / cluster * kStrips;
+      const int32_t here = (min_of(first_strip_ + kStrips, strips) - first_strip_) * per_strip;
+      first_ = first_strip_ * per_strip + rank * here / cluster;
+      last_ = first_strip_ * per_strip + (rank + 1) * here / cluster;
     }
     strip_ = first_strip_;
     if (tile_ < how.tiles) enter_strip();
