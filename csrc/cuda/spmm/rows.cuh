@@ -166,9 +166,13 @@ class RowsConsumer {
 
   // Every thread block of the cluster adds up and writes its share of the columns, in the order of the thread blocks.
   // The loaders and sorters, who don't take part, have nothing to do behind the only column tile.
-  __device__ __forceinline__ void join_cluster(Stage& stage) {
+  __device__ __forceinline__ void join_cluster(const Stage& stage) {
     static_assert(kCols == kKept || Config::kStrips > 1, "all sums find room in a stage");
-    Acc* sums = stage.x + lane_idx_;
+    // In the same place in all of them, whatever stage each is at: the first one's X, of no use to any consumer any
+    // more.
+    Acc* all = shared_.stages[0].x;
+    asm volatile("bar.sync 2, %0;" ::"n"(32 * Config::kConsumers) : "memory");
+    Acc* sums = all + lane_idx_;
 #pragma unroll
     for (int i = 0; i < kCols; ++i) {
 #pragma unroll
@@ -184,7 +188,7 @@ class RowsConsumer {
 #pragma unroll 1
     for (int j = lane_idx_ / kRows; j < per_rank; j += 32 / kRows) {
       const int32_t local = rank * per_rank + j;
-      const Acc* sum = stage.x + 32 * (local / 32 * Config::kBlock + first_row_ + lane_idx_ % kRows) + local % 32;
+      const Acc* sum = all + 32 * (local / 32 * Config::kBlock + first_row_ + lane_idx_ % kRows) + local % 32;
       Acc total = 0;
       for (int32_t other = 0; other < how_.cluster; ++other) total += read_neighbour(sum, other);
       const int64_t column = stage.first_column + local;
