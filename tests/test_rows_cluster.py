@@ -18,18 +18,20 @@ def choose(strips: int, blocks_per_strip: int, n: int, num_units: int, **given) 
 
 
 def test_clusters_are_as_large_as_fill_the_chip_twice() -> None:
-    sizes = [choose(strips, 64, n, 384).cluster for strips, n in ((8, 256), (32, 256), (64, 256), (64, 64), (128, 64))]
+    sizes = [choose(strips, 8, n, 384).cluster for strips, n in ((8, 256), (32, 256), (64, 256), (64, 64), (128, 64))]
     assert sizes == [8, 2, 1, 4, 2]
     assert choose(8, 3, 256, 8).cluster == 2  # a thread block has one block or more
 
 
-def test_uneven_strips_are_cut_into_units_unless_a_thread_block_has_few_blocks() -> None:
-    assert (choose(8, 64, 256, 383).cluster, choose(8, 64, 256, 383).split) == (1, True)
-    assert (choose(8, 16, 256, 15).cluster, choose(8, 16, 256, 15).split) == (8, False)
+@pytest.mark.parametrize(("num_units", "most"), [(384, 4), (383, 2)])
+def test_long_strips_are_cut_into_units(num_units: int, most: int) -> None:
+    for blocks, cluster in ((8 * most, 8), (8 * most + 1, 1)):
+        choice = choose(8, blocks, 256, num_units)
+        assert (choice.cluster, choice.split) == (cluster, cluster == 1)
 
 
 def test_chips_before_hopper_have_no_clusters() -> None:
-    assert (choose(8, 64, 256, 384, hopper=False).cluster, choose(8, 64, 256, 384, hopper=False).split) == (1, True)
+    assert (choose(8, 8, 256, 384, hopper=False).cluster, choose(8, 8, 256, 384, hopper=False).split) == (1, True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="clusters are of a GPU")

@@ -30,6 +30,8 @@ constexpr int64_t kMaxCluster = 8;
 constexpr int64_t kMaxClusterBlocks = 32768;
 
 constexpr int64_t kMaxNarrowRowsColumns = 512;
+// Of a thread block in a cluster of rows, where strips are even; half as many where they are not.
+constexpr int32_t kMaxClusterBlocksEach = 4;
 
 bool is_16_bit(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
 
@@ -80,9 +82,8 @@ SplitChoice choose_split(CudaKernel kernel, DType dtype, int32_t block_shift, in
                      : "gather: work units balanced by nonzeros, because whole strips leave the chip idle"};
 }
 
-// Two strips share X in a tile of 256 columns, where the chip is full of them. Where even tiles of 64 leave it idle the
-// thread blocks of a cluster share a strip: that takes less than a second kernel for the join, as long as strips are
-// even or a thread block has so few blocks that it hardly matters.
+// Two strips share X in a tile of 256 columns, where the chip is full of them. Where even tiles of 64 leave it idle and
+// strips are short the thread blocks of a cluster share one: that takes less than a second kernel for the join.
 CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, const Chip& chip,
                            int32_t blocks_per_strip) {
   const int32_t multiprocessors = chip.multiprocessors;
@@ -98,8 +99,8 @@ CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, c
          2 * cluster * whole_strips <= 2 * multiprocessors) {
     cluster *= 2;
   }
-  const bool even = num_units % 2 == 0 || blocks_per_strip <= 2 * cluster;
-  if (chip.hopper && !whole && cluster > 1 && even) {
+  const int32_t longest = num_units % 2 == 0 ? kMaxClusterBlocksEach : kMaxClusterBlocksEach / 2;
+  if (chip.hopper && !whole && cluster > 1 && blocks_per_strip <= longest * cluster) {
     return {CudaKernel::kRows, 64, false, cluster,
             "rows: rows of Y stay in registers while other warps sort their entries; a cluster shares a strip"};
   }

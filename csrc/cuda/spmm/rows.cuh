@@ -19,6 +19,7 @@ class RowsConsumer {
   using Stage = RowsStage<Config>;
   static constexpr int kRows = Config::kRows;
   static constexpr int kCols = Config::kCols;
+  static constexpr int kMaxCluster = 8;
   static constexpr int kKept = min_of(kCols, 4);  // columns of a lane that find room in a stage together
   static_assert(Config::kConsumers * 32 * kRows * kKept <= Config::kTileN * Config::kPitch,
                 "the sums fit in X's place");
@@ -43,7 +44,11 @@ class RowsConsumer {
         stage = &acquire();
       }
       if (stage->kind == RowsStepKind::kEnd) return;
-      flush(*stage);
+      if constexpr (Config::kCluster) {
+        join_cluster(*stage);
+      } else {
+        flush(*stage);
+      }
       release();
     }
   }
@@ -129,9 +134,6 @@ class RowsConsumer {
 
   // By way of the stage, which holds no X in this step: what a lane stores needs registers beside the sums.
   __device__ __forceinline__ void flush(Stage& stage) {
-    if constexpr (Config::kStrips == 1) {
-      if (how_.cluster > 1) return join_cluster(stage);
-    }
     const int32_t per_strip = kTransposed ? problem_.w.mb : problem_.w.kb;
     const int32_t strip = stage.strip + strip_;
     const int32_t strip_begin = strip * per_strip;
@@ -165,19 +167,20 @@ class RowsConsumer {
   }
 
   // Every thread block of the cluster adds up and writes its share of the columns, in the order of the thread blocks.
-  // The loaders and sorters, who don't take part, have nothing to do behind the only column tile.
   __device__ __forceinline__ void join_cluster(const Stage& stage) {
-    static_assert(kCols == kKept || Config::kStrips > 1, "all sums find room in a stage");
     // In the same place in all of them, whatever stage each is at: the first one's X, of no use to any consumer any
     // more.
     Acc* all = shared_.stages[0].x;
     asm volatile("bar.sync 2, %0;" ::"n"(32 * Config::kConsumers) : "memory");
-    Acc* sums = all + lane_idx_;
+    // Rows are turned by four columns each, so that lanes that read neighbouring rows meet in no bank either.
 #pragma unroll
     for (int i = 0; i < kCols; ++i) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) sums[32 * (i * Config::kBlock + first_row_ + r)] = sums_[r][i];
+      for (int r = 0; r < kRows; ++r) {
+        all[32 * (i * Config::kBlock + first_row_ + r) + (lane_idx_ + 4 * r) % 32] = sums_[r][i];
+      }
     }
+    __syncwarp();
     cluster_sync();
     const int32_t per_rank = Config::kTileN / how_.cluster;
     const int32_t rank = blockIdx.x % how_.cluster;
@@ -185,17 +188,25 @@ class RowsConsumer {
     const Epilogue<T> epilogue = epilogue_of<T>(problem_);
     const bool inside = feature < problem_.out_features();
     const Acc bias = inside ? epilogue.bias_of(feature) : Acc(0);
-#pragma unroll 1
+#pragma unroll 2
     for (int j = lane_idx_ / kRows; j < per_rank; j += 32 / kRows) {
       const int32_t local = rank * per_rank + j;
-      const Acc* sum = all + 32 * (local / 32 * Config::kBlock + first_row_ + lane_idx_ % kRows) + local % 32;
+      const int32_t row = lane_idx_ % kRows;
+      const Acc* sum = all + 32 * (local / 32 * Config::kBlock + first_row_ + row) + (local + 4 * row) % 32;
+      Acc parts[kMaxCluster];
+#pragma unroll
+      for (int other = 0; other < kMaxCluster; ++other) {
+        parts[other] = other < how_.cluster ? read_neighbour(sum, other) : Acc(0);
+      }
       Acc total = 0;
-      for (int32_t other = 0; other < how_.cluster; ++other) total += read_neighbour(sum, other);
+#pragma unroll
+      for (int other = 0; other < kMaxCluster; ++other) total += parts[other];
       const int64_t column = stage.first_column + local;
       if (!inside || column >= problem_.y.columns) continue;
       static_cast<T*>(problem_.y.data)[problem_.y.column_offset(column) + feature * problem_.y.stride_f] =
           epilogue.finish(total, bias);
     }
+    __syncwarp();
     cluster_sync();  // others may still read this thread block's sums
   }
 
@@ -252,7 +263,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
     rows_kernel(const __grid_constant__ SpmmProblem problem, const __grid_constant__ RowsLaunch how) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<RowsShared<Config>*>(shared_bytes);
-  wait_for_previous_kernel();
+  if constexpr (Config::kCluster) wait_for_previous_kernel();
   if (threadIdx.x < Config::kStages) {
     // Every thread of the loaders and of one sorter for each strip; where X is copied element by element, the loaders'
     // copies arrive too.
@@ -272,6 +283,11 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   } else {
     lower_registers<Config::kSorterRegisters>();
     RowsSorter<Config, kTransposed>(problem, how, shared, warp_idx - Config::kConsumers - Config::kLoaders).run();
+  }
+  if (Config::kCluster && warp_idx >= Config::kConsumers) {  // the consumers meet in join_cluster()
+    __syncwarp();
+    cluster_sync();
+    cluster_sync();
   }
 }
 

@@ -28,18 +28,20 @@ class RowsWalk {
     const int32_t strips = kTransposed ? problem.w.kb : problem.w.mb;
     lane_idx_ = threadIdx.x % 32;
     tile_ = blockIdx.y;
-    if (kStrips == 1 && how.split) {
+    if constexpr (Config::kCluster) {
+      const int32_t rank = blockIdx.x % how.cluster;
+      first_strip_ = blockIdx.x / how.cluster;
+      first_ = first_strip_ * per_strip + static_cast<int32_t>(int64_t{rank} * per_strip / how.cluster);
+      last_ = first_strip_ * per_strip + static_cast<int32_t>((int64_t{rank} + 1) * per_strip / how.cluster);
+    } else if (kStrips == 1 && how.split) {
       first_ = problem.units[blockIdx.x];
       last_ = problem.units[blockIdx.x + 1];
       first_strip_ = first_ / per_strip;
       if (first_ == last_) tile_ = how.tiles;
     } else {
-      const int32_t cluster = kStrips == 1 ? how.cluster : 1;
-      const int32_t rank = blockIdx.x % cluster;
-      first_strip_ = blockIdx.x / cluster * kStrips;
-      const int32_t here = (min_of(first_strip_ + kStrips, strips) - first_strip_) * per_strip;
-      first_ = first_strip_ * per_strip + rank * here / cluster;
-      last_ = first_strip_ * per_strip + (rank + 1) * here / cluster;
+      first_strip_ = blockIdx.x * kStrips;
+      first_ = first_strip_ * per_strip;
+      last_ = min_of(first_strip_ + kStrips, strips) * per_strip;
     }
     strip_ = first_strip_;
     if (tile_ < how.tiles) enter_strip();
