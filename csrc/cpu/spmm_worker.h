@@ -13,6 +13,9 @@ namespace csb::cpu::CSB_CPU_ISA {
 // 16-bit values are widened this many at a time.
 constexpr int32_t kValueChunk = 4096;
 
+// Of an input feature in W.X.
+constexpr int64_t kEntriesWorthPacking = 40;
+
 template <typename T>
 class SpmmWorker {
  public:
@@ -42,7 +45,9 @@ class SpmmWorker {
     locate_columns(p_.y, first_column_, count, y_);
     multiply_ = choose_block_kernel<C>(width_, p_.transposed);
     __builtin_memset(is_packed_, 0, static_cast<size_t>(kept_));
-    reads_in_place_ = !kConverts && x_.runs == 1 && count == width_ && p_.x.stride_f == width_;
+    const bool in_rows = !kConverts && x_.runs == 1 && count == width_;
+    reads_in_place_ = in_rows && (p_.x.stride_f == width_ || (width_ > 1 && !packing_pays()));
+    in_stride_ = static_cast<uint32_t>(reads_in_place_ ? p_.x.stride_f : width_);
   }
 
   void run_strip(int32_t strip) {
@@ -90,6 +95,14 @@ class SpmmWorker {
  private:
   static constexpr bool kConverts = !std::is_same_v<T, C>;
 
+  // Whether a tile's rows that stand far apart in X are worth a copy of their own. W.X comes back to a row with every
+  // entry of its feature, and rows apart share few sets of a cache; W^T.X reads them one after another.
+  bool packing_pays() const {
+    const int64_t bytes = p_.in_features() * p_.x.stride_f * static_cast<int64_t>(sizeof(C));
+    if (p_.transposed) return bytes > 2 * kPackedBytes;
+    return bytes > kPackedBytes || p_.w.blk_ptr[p_.w.num_blocks()] > kEntriesWorthPacking * p_.in_features();
+  }
+
   int32_t features_of(int32_t strip) const { return min_of(block_size_, p_.out_features() - strip * block_size_); }
 
   C* share(int32_t unit, int32_t strip) const {
@@ -108,7 +121,9 @@ class SpmmWorker {
   }
 
   const C* input_tile(int32_t block) {
-    if (reads_in_place_) return static_cast<const C*>(p_.x.data) + int64_t{block} * block_size_ * width_ + x_.offset[0];
+    if (reads_in_place_) {
+      return static_cast<const C*>(p_.x.data) + int64_t{block} * block_size_ * p_.x.stride_f + x_.offset[0];
+    }
     const bool keeps = block < kept_;
     C* tile = packed_ + int64_t{keeps ? block : kept_} * block_size_ * tile_n_;
     if (keeps && is_packed_[block]) return tile;
@@ -135,10 +150,10 @@ class SpmmWorker {
         for (int32_t done = 0; done < count; done += kValueChunk) {
           const int32_t part = min_of(kValueChunk, count - done);
           load_run(values + done, chunk_, part);
-          multiply_(codes + done, chunk_, part, p_.w.block_shift, in, sum_);
+          multiply_(codes + done, chunk_, part, p_.w.block_shift, in, in_stride_, sum_);
         }
       } else {
-        multiply_(codes, values, count, p_.w.block_shift, in, sum_);
+        multiply_(codes, values, count, p_.w.block_shift, in, in_stride_, sum_);
       }
     }
   }
@@ -170,7 +185,8 @@ class SpmmWorker {
   uint8_t* is_packed_;  // [kept_]
   int64_t first_column_ = 0;
   int32_t width_ = 0;
-  bool reads_in_place_ = false;  // X lies in memory as its tiles would
+  bool reads_in_place_ = false;
+  uint32_t in_stride_ = 0;  // between an input tile's rows
   Columns x_;
   Columns y_;
   BlockKernel<C> multiply_ = nullptr;
