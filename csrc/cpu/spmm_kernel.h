@@ -147,11 +147,11 @@ void scatter_rows(const uint16_t* codes, const C* values, int32_t count, int32_t
         for (int i = 0; i < P::kVectors; ++i) x[i] = load_vector<V>(from + i * P::kCount);
         for (uint32_t e = begin; e < end; ++e) {
           C* const to = at_offset(out + panel, rows.offset[e]);
+          V y[P::kVectors];
           CSB_UNROLL
-          for (int i = 0; i < P::kVectors; ++i) {
-            C* const at = to + i * P::kCount;
-            store_vector(V(load_vector<V>(at) + x[i] * chunk[e]), at);
-          }
+          for (int i = 0; i < P::kVectors; ++i) y[i] = load_vector<V>(to + i * P::kCount) + x[i] * chunk[e];
+          CSB_UNROLL
+          for (int i = 0; i < P::kVectors; ++i) store_vector(y[i], to + i * P::kCount);
         }
       }
     }
@@ -167,7 +167,11 @@ void scatter_flat(const uint16_t* codes, const C* values, int32_t count, int32_t
   for (int32_t done = 0; done < count; done += kChunkEntries) {
     const C* const chunk = values + done;
     const int32_t part = min_of(kChunkEntries, count - done);
-    decode_entries(codes + done, chunk, part, block_shift, in_stride * sizeof(C), kWidth * sizeof(C), entries);
+    if (in_stride == kWidth) {  // a constant: a shift, not a product
+      decode_entries(codes + done, chunk, part, block_shift, kWidth * sizeof(C), kWidth * sizeof(C), entries);
+    } else {
+      decode_entries(codes + done, chunk, part, block_shift, in_stride * sizeof(C), kWidth * sizeof(C), entries);
+    }
     for (int32_t e = 0; e < part; ++e) {
       const C* const from = at_offset(in, entries.row[e]);
       C* const to = at_offset(out, entries.col[e]);
