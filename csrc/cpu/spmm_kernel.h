@@ -20,6 +20,9 @@ template <typename C>
 using BlockKernel = void (*)(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in,
                              uint32_t in_stride, C* out);
 
+// Tiles of fewer columns are packed: the kernels take their rows to be adjacent.
+constexpr int32_t kApartWidth = 32;
+
 // The part of a tile's row that registers hold at once.
 template <typename C, int kWidth>
 struct Panel {
@@ -101,7 +104,12 @@ void gather_rows(const uint16_t* codes, const C* values, int32_t count, int32_t 
   DecodedRows rows;
   for (int32_t done = 0; done < count; done += kChunkEntries) {
     const C* const chunk = values + done;
-    decode_rows(codes + done, chunk, min_of(kChunkEntries, count - done), block_shift, in_stride * sizeof(C), rows);
+    const int32_t part = min_of(kChunkEntries, count - done);
+    if (kWidth < kApartWidth || in_stride == kWidth) {  // a constant: a shift, not a product
+      decode_rows(codes + done, chunk, part, block_shift, kWidth * sizeof(C), rows);
+    } else {
+      decode_rows(codes + done, chunk, part, block_shift, in_stride * sizeof(C), rows);
+    }
     RowEnds<kPiece> ends;
     for (int32_t r = 0; r < rows.count; ++r) {
       const uint32_t start = rows.start[r];
@@ -167,7 +175,7 @@ void scatter_flat(const uint16_t* codes, const C* values, int32_t count, int32_t
   for (int32_t done = 0; done < count; done += kChunkEntries) {
     const C* const chunk = values + done;
     const int32_t part = min_of(kChunkEntries, count - done);
-    if (in_stride == kWidth) {  // a constant: a shift, not a product
+    if (kWidth < kApartWidth || in_stride == kWidth) {  // a constant: a shift, not a product
       decode_entries(codes + done, chunk, part, block_shift, kWidth * sizeof(C), kWidth * sizeof(C), entries);
     } else {
       decode_entries(codes + done, chunk, part, block_shift, in_stride * sizeof(C), kWidth * sizeof(C), entries);

@@ -52,7 +52,7 @@ class SpmmWorker {
     __builtin_memset(is_packed_, 0, static_cast<size_t>(kept_));
     passing_ = -1;
     const bool in_rows = !kConverts && x_.runs == 1 && count == width_;
-    reads_in_place_ = in_rows && (p_.x.stride_f == width_ || (width_ > 1 && !packing_pays()));
+    reads_in_place_ = in_rows && (p_.x.stride_f == width_ || (width_ >= kApartWidth && !packing_pays()));
     in_stride_ = static_cast<uint32_t>(reads_in_place_ ? p_.x.stride_f : width_);
   }
 
