@@ -3,7 +3,7 @@
 #include "cpu/rows.h"
 #include "cpu/spmv_kernel.h"
 
-// One block times one packed tile. Kernel header: see kernel_prelude.h.
+// One block times one tile of X, packed or where it lies. Kernel header: see kernel_prelude.h.
 //
 //   F: out[row] += value * in[col]        T: out[col] += value * in[row]        rows of `width` columns
 //

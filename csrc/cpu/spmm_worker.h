@@ -7,7 +7,7 @@
 // A range of SpMM tasks on one thread. Kernel header: see kernel_prelude.h.
 //
 // Task t is (column tile t / per_tile, strip or unit t % per_tile). For each strip the output tile [block_size][width]
-// is summed in scratch over the blocks of the strip, each times the packed tile of its input features.
+// is summed in scratch over the blocks of the strip, each times the tile of its input features.
 namespace csb::cpu::CSB_CPU_ISA {
 
 // 16-bit values are widened this many at a time.
