@@ -59,7 +59,7 @@ def run_cases() -> None:
                     again = CSBMatrix.from_dense(dense, guarded(dense != 0, side), block_size=block_size)
                     assert torch.equal(again.to_dense(), dense)
         # Every count of columns at least once on each side, in each layout.
-        for n in range(1, 41):
+        for n in (*range(1, 41), 72, 136):
             for i, (m, k, block_size) in enumerate(SIZES):
                 w = matrix(m, k, block_size, DENSITIES[(n + i) % 3], dtype)
                 check(w, n, "columns" if (n + i) % 2 else "rows", SIDES[n // 2 % 2])

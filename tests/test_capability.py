@@ -58,10 +58,13 @@ def run_cases() -> None:
             check_all(random_matrix(96, 1100, 0.5, dtype), "rows", n)
             check_all(build(matrix("full"), dtype, block_size=256), "nchw", n)
         for most in (15, 45):
-            for n in (1, 4, 16, 64):
+            for n in (1, 4, 16, 64, 72):  # 72: tiles that are read where they lie in a wider X
                 check_all(row_lengths(most, dtype), "columns", n)
+        # More input features than packed tiles stay: strips share the tiles that pass.
+        check_all(random_matrix(4400, 4400, 0.995, dtype), "rows", 64)
         for n in (1, 64):
             check_threads(random_matrix(512, 1024, 0.9, dtype), n)
+        check_threads(random_matrix(2304, 4400, 0.99, dtype), 64)
 
 
 @pytest.mark.parametrize("capability", SETS)

@@ -12,6 +12,11 @@ constexpr int32_t kMaxTile = 64;
 // blocks of the features beyond pack theirs each time.
 constexpr int64_t kPackedBytes = int64_t{1} << 20;
 
+// What memory needs to bring a line, where a tile's rows stand too far apart for the hardware to see a stream: on loads
+// of rows, and on all stores.
+constexpr int32_t kAheadFeatures = 32;
+constexpr int32_t kAheadRows = 8;
+
 // The widths a tile can have are 1, 4, 8, 16, 32 and 64: this is the narrowest that holds `columns`.
 inline int32_t tile_width(int32_t columns) {
   if (columns <= 1) return 1;
@@ -56,6 +61,11 @@ inline void locate_columns(const DenseView& view, int64_t first, int32_t count, 
 // Below four columns a run, element by element is as fast.
 inline bool has_long_runs(const Columns& columns) { return columns.runs * 4 <= columns.count; }
 
+template <int kForWriting, typename T>
+CSB_INLINE void prefetch_run(const T* run, int32_t count) {
+  for (int32_t j = 0; j < count; j += 64 / static_cast<int32_t>(sizeof(T))) __builtin_prefetch(run + j, kForWriting);
+}
+
 // Features [begin, end) of column j, consecutive in memory.
 template <typename T>
 CSB_INLINE void load_column(const T* from, int32_t begin, int32_t end, int32_t width, Compute<T>* tile) {
@@ -91,7 +101,10 @@ inline int32_t store_square(const Compute<T>* tile, int32_t width, int32_t featu
     for (int i = 0; i < kCount; ++i) rows[i] = load_vector<Vector<Compute<T>, kCount>>(tile + (f + i) * width);
     transpose<Compute<T>, kCount>(rows);
     CSB_UNROLL
-    for (int i = 0; i < kCount; ++i) store_compute<T, kCount>(rows[i], to + offset[i] + f);
+    for (int i = 0; i < kCount; ++i) {
+      store_compute<T, kCount>(rows[i], to + offset[i] + f);
+      __builtin_prefetch(to + offset[i] + f + kAheadFeatures, 1);
+    }
   }
   return f;
 }
@@ -143,6 +156,7 @@ inline void load_tile(const T* from, int64_t stride_f, const Columns& columns, i
       for (int32_t r = 0; r < columns.runs; ++r) {
         const int32_t j = columns.run_begin[r];
         load_run(from + columns.offset[j], tile + j, columns.run_begin[r + 1] - j);
+        prefetch_run<0>(from + columns.offset[j] + kAheadRows * stride_f, columns.run_begin[r + 1] - j);
       }
     } else {
       for (int32_t j = 0; j < columns.count; ++j) tile[j] = to_compute(from[columns.offset[j]]);
@@ -167,6 +181,7 @@ inline void store_tile(const Compute<T>* tile, int32_t width, const Columns& col
       for (int32_t r = 0; r < columns.runs; ++r) {
         const int32_t j = columns.run_begin[r];
         store_run(tile + j, to + columns.offset[j], columns.run_begin[r + 1] - j);
+        prefetch_run<1>(to + columns.offset[j] + kAheadRows * stride_f, columns.run_begin[r + 1] - j);
       }
     } else {
       for (int32_t j = 0; j < columns.count; ++j) to[columns.offset[j]] = from_compute<T>(tile[j]);

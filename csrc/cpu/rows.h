@@ -31,7 +31,7 @@ CSB_INLINE uint32_t code_column(uint32_t code, int32_t block_shift, uint32_t fli
 
 template <typename C>
 CSB_INLINE void decode_entries(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift,
-                               uint32_t row_bytes, DecodedEntries& entries) {
+                               uint32_t row_bytes, uint32_t col_bytes, DecodedEntries& entries) {
   const uint32_t flipped = static_cast<uint32_t>(swizzle(7, block_shift)) >> 3;
   constexpr int32_t kCount = kLanes<uint32_t>;
   using V = Vector<uint32_t, kCount>;
@@ -43,11 +43,11 @@ CSB_INLINE void decode_entries(const uint16_t* codes, const C* values, int32_t c
     const V row = code >> static_cast<uint32_t>(block_shift);
     const V col = (code & ((1u << block_shift) - 1)) ^ ((row & flipped) << 3);
     store_vector(V(row * row_bytes), entries.row + e);
-    store_vector(V(col * row_bytes), entries.col + e);
+    store_vector(V(col * col_bytes), entries.col + e);
   }
   for (; e < count; ++e) {
     entries.row[e] = (static_cast<uint32_t>(codes[e]) >> block_shift) * row_bytes;
-    entries.col[e] = code_column(codes[e], block_shift, flipped) * row_bytes;
+    entries.col[e] = code_column(codes[e], block_shift, flipped) * col_bytes;
   }
 }
 

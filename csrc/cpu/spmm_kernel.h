@@ -3,7 +3,7 @@
 #include "cpu/rows.h"
 #include "cpu/spmv_kernel.h"
 
-// One block times one packed tile. Kernel header: see kernel_prelude.h.
+// One block times one tile of X, packed or where it lies. Kernel header: see kernel_prelude.h.
 //
 //   F: out[row] += value * in[col]        T: out[col] += value * in[row]        rows of `width` columns
 //
@@ -18,7 +18,10 @@ namespace csb::cpu::CSB_CPU_ISA {
 
 template <typename C>
 using BlockKernel = void (*)(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in,
-                             C* out);
+                             uint32_t in_stride, C* out);
+
+// Tiles of fewer columns are packed: the kernels take their rows to be adjacent.
+constexpr int32_t kApartWidth = 32;
 
 // The part of a tile's row that registers hold at once.
 template <typename C, int kWidth>
@@ -97,11 +100,16 @@ CSB_INLINE void gather_ends(const RowEnds<kLongest>& ends, const uint32_t* offse
 
 template <typename C, int kWidth, int kPiece>
 void gather_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
-                 C* __restrict out) {
+                 uint32_t in_stride, C* __restrict out) {
   DecodedRows rows;
   for (int32_t done = 0; done < count; done += kChunkEntries) {
     const C* const chunk = values + done;
-    decode_rows(codes + done, chunk, min_of(kChunkEntries, count - done), block_shift, kWidth * sizeof(C), rows);
+    const int32_t part = min_of(kChunkEntries, count - done);
+    if (kWidth < kApartWidth || in_stride == kWidth) {  // a constant: a shift, not a product
+      decode_rows(codes + done, chunk, part, block_shift, kWidth * sizeof(C), rows);
+    } else {
+      decode_rows(codes + done, chunk, part, block_shift, in_stride * sizeof(C), rows);
+    }
     RowEnds<kPiece> ends;
     for (int32_t r = 0; r < rows.count; ++r) {
       const uint32_t start = rows.start[r];
@@ -121,14 +129,16 @@ void gather_rows(const uint16_t* codes, const C* values, int32_t count, int32_t 
 constexpr int32_t kShortRow = 8;  // entries of the mean row below which pieces of 16 leave fewer ends
 
 template <typename C, int kWidth>
-void gather_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
+void gather_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in,
+                  uint32_t in_stride, C* out) {
   const bool short_rows = count < (kShortRow << block_shift);
-  (short_rows ? gather_rows<C, kWidth, 16> : gather_rows<C, kWidth, 8>)(codes, values, count, block_shift, in, out);
+  (short_rows ? gather_rows<C, kWidth, 16> : gather_rows<C, kWidth, 8>)(codes, values, count, block_shift, in,
+                                                                        in_stride, out);
 }
 
 template <typename C, int kWidth>
 void scatter_rows(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
-                  C* __restrict out) {
+                  uint32_t in_stride, C* __restrict out) {
   using P = Panel<C, kWidth>;
   using V = typename P::V;
   DecodedRows rows;
@@ -139,17 +149,17 @@ void scatter_rows(const uint16_t* codes, const C* values, int32_t count, int32_t
       const uint32_t begin = rows.start[r] & 0xffffu;
       const uint32_t end = rows.start[r + 1] & 0xffffu;
       for (int panel = 0; panel < kWidth; panel += P::kColumns) {
-        const C* const from = in + (rows.start[r] >> 16) * kWidth + panel;
+        const C* const from = in + int64_t{rows.start[r] >> 16} * in_stride + panel;
         V x[P::kVectors];
         CSB_UNROLL
         for (int i = 0; i < P::kVectors; ++i) x[i] = load_vector<V>(from + i * P::kCount);
         for (uint32_t e = begin; e < end; ++e) {
           C* const to = at_offset(out + panel, rows.offset[e]);
+          V y[P::kVectors];
           CSB_UNROLL
-          for (int i = 0; i < P::kVectors; ++i) {
-            C* const at = to + i * P::kCount;
-            store_vector(V(load_vector<V>(at) + x[i] * chunk[e]), at);
-          }
+          for (int i = 0; i < P::kVectors; ++i) y[i] = load_vector<V>(to + i * P::kCount) + x[i] * chunk[e];
+          CSB_UNROLL
+          for (int i = 0; i < P::kVectors; ++i) store_vector(y[i], to + i * P::kCount);
         }
       }
     }
@@ -158,14 +168,18 @@ void scatter_rows(const uint16_t* codes, const C* values, int32_t count, int32_t
 
 template <typename C, int kWidth>
 void scatter_flat(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* __restrict in,
-                  C* __restrict out) {
+                  uint32_t in_stride, C* __restrict out) {
   using P = Panel<C, kWidth>;
   using V = typename P::V;
   DecodedEntries entries;
   for (int32_t done = 0; done < count; done += kChunkEntries) {
     const C* const chunk = values + done;
     const int32_t part = min_of(kChunkEntries, count - done);
-    decode_entries(codes + done, chunk, part, block_shift, kWidth * sizeof(C), entries);
+    if (kWidth < kApartWidth || in_stride == kWidth) {  // a constant: a shift, not a product
+      decode_entries(codes + done, chunk, part, block_shift, kWidth * sizeof(C), kWidth * sizeof(C), entries);
+    } else {
+      decode_entries(codes + done, chunk, part, block_shift, in_stride * sizeof(C), kWidth * sizeof(C), entries);
+    }
     for (int32_t e = 0; e < part; ++e) {
       const C* const from = at_offset(in, entries.row[e]);
       C* const to = at_offset(out, entries.col[e]);
@@ -180,9 +194,11 @@ void scatter_flat(const uint16_t* codes, const C* values, int32_t count, int32_t
 constexpr int32_t kLongRow = 32;  // entries of the mean row that repay its mispredicted end
 
 template <typename C, int kWidth>
-void scatter_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in, C* out) {
+void scatter_block(const uint16_t* codes, const C* values, int32_t count, int32_t block_shift, const C* in,
+                   uint32_t in_stride, C* out) {
   const bool long_rows = count >= (kLongRow << block_shift) || Panel<C, kWidth>::kVectors >= 4;
-  (long_rows ? scatter_rows<C, kWidth> : scatter_flat<C, kWidth>)(codes, values, count, block_shift, in, out);
+  (long_rows ? scatter_rows<C, kWidth> : scatter_flat<C, kWidth>)(codes, values, count, block_shift, in, in_stride,
+                                                                  out);
 }
 
 template <typename C, int kWidth>

@@ -41,7 +41,7 @@ CSB_INLINE __m512 add_run(const float* product, int32_t count) {
 
 // F: out[row] += value * in[col]
 inline void column_block(const uint16_t* codes, const float* values, int32_t count, int32_t block_shift,
-                         const float* in, float* out) {
+                         const float* in, uint32_t /*in_stride*/, float* out) {
   alignas(64) float product[kChunkEntries];
   uint32_t start[256 + 16];
   for (int32_t done = 0; done < count; done += kChunkEntries) {
