@@ -171,7 +171,8 @@ class RowsConsumer {
     // In the same place in all of them, whatever stage each is at: the first one's X, of no use to any consumer any
     // more.
     Acc* all = shared_.stages[0].x;
-    asm volatile("bar.sync 2, %0;" ::"n"(32 * Config::kConsumers) : "memory");
+    mbarrier_arrive(shared_address(&shared_.multiplied));
+    mbarrier_wait(shared_address(&shared_.multiplied), 0);
     // Rows are turned by four columns each, so that lanes that read neighbouring rows meet in no bank either.
 #pragma unroll
     for (int i = 0; i < kCols; ++i) {
@@ -271,6 +272,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
     mbarrier_init(shared_address(&shared.full[threadIdx.x]), 32 * (kArrivals * Config::kLoaders + Config::kStrips));
     mbarrier_init(shared_address(&shared.empty[threadIdx.x]), 32 * Config::kConsumers);
   }
+  if (threadIdx.x == 0) mbarrier_init(shared_address(&shared.multiplied), 32 * Config::kConsumers);
   __syncthreads();
   // Uniform by construction, which the compiler can see only this way.
   const int warp_idx = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / 32, 0);
@@ -284,7 +286,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
     lower_registers<Config::kSorterRegisters>();
     RowsSorter<Config, kTransposed>(problem, how, shared, warp_idx - Config::kConsumers - Config::kLoaders).run();
   }
-  if (Config::kCluster && warp_idx >= Config::kConsumers) {  // the consumers meet in join_cluster()
+  if (Config::kCluster && warp_idx >= Config::kConsumers) {  // the consumers meet them in join_cluster()
+    mbarrier_wait(shared_address(&shared.multiplied), 0);
     __syncwarp();
     cluster_sync();
     cluster_sync();

@@ -79,6 +79,7 @@ struct alignas(16) RowsShared {
   RowsStage<Config> stages[Config::kStages];
   MBarrier full[Config::kStages];
   MBarrier empty[Config::kStages];
+  MBarrier multiplied;  // with kCluster: by all consumers, who then find room for their sums
   // For the transposed product, of each sorter: bit `in` of masks[...][2 * out ...] says that the entry is there.
   alignas(16) uint32_t masks[Config::kSorters][2 * Config::kBlock];
   int32_t starts[Config::kSorters][Config::kBlock];
