@@ -1,6 +1,5 @@
 #pragma once
 
-#include "cuda/device/registers.cuh"
 #include "cuda/sddmm/region_entries.cuh"
 #include "cuda/sddmm/region_loader.cuh"
 
@@ -208,10 +207,8 @@ __global__ void __launch_bounds__(SddmmRegionConfig::kThreads, 1)
   if (blockIdx.z == 0) SddmmRegionConsumer(problem, how, shared).clear_padding();
   if (shared.starts[0][Config::kRegion] == 0 && shared.starts[1][Config::kRegion] == 0) return;
   if (warp_idx < Config::kConsumers) {
-    raise_registers<Config::kConsumerRegisters>();
     SddmmRegionConsumer(problem, how, shared).run();
   } else {
-    lower_registers<Config::kLoaderRegisters>();
     Loader(problem, how, shared).run();
   }
 }

@@ -24,12 +24,8 @@ struct SddmmRegionConfig {
   static constexpr int kSlotStep = 2;                 // of them under way while as many are multiplied
   static constexpr int kCapacity = kGroups * kSlots;  // entries of a class in a pass over the columns
   static constexpr int kItemFeatures = 32;            // of A or B that a loader fetches or skips together
-  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kConsumerRegisters = 96;
-  static constexpr int kLoaderRegisters =
-      (kLaunchRegisters * (kThreads / 32) - kConsumerRegisters * kConsumers) / kLoaders / 8 * 8;
 
-  static_assert(kConsumers % 4 == 0 && kLoaders == 4, "warps change registers by fours; a loader for every vector");
+  static_assert(kRegion % (kItemFeatures * kLoaders) == 0, "every loader has as many items");
   static_assert(kSlots % kSlotStep == 0 && kSlots <= 32, "whole steps, a bit for every slot");
   static_assert(kCapacity >= kRegion, "a row fits a pass");
 };
