@@ -284,7 +284,8 @@ def test_bad_arguments(arguments: list[str], message: str, run, capsys: pytest.C
     [
         ("float32", "T", 8, False),
         ("bfloat16", "dW", 64, True),
-        ("float32", "dW", 64, True),
+        ("float64", "dW", 64, True),
+        ("float32", "dW", 64, False),
         ("bfloat16", "F", 1, False),
         ("bfloat16", "T", 8, False),
         ("bfloat16", "F", 64, False),

@@ -42,15 +42,16 @@ def test_the_measured_winner_on_a_cpu_is_named(fit) -> None:
 
 def test_what_the_rules_were_not_fitted_to(fit) -> None:
     pytest.importorskip("sklearn")
-    for name, rule in fit.RULES.items():
-        grid, collection = fit.rows_of(name, *fit.GRID), fit.rows_of(name, "dlmc")
+    for name, asked in fit.RULES.items():
+        rule, grid, collection = asked.rule, fit.rows_of(name, *fit.GRID), fit.rows_of(name, "dlmc")
         for found in (fit.held_out(rule, grid, collection, fit.layer), fit.held_out(rule, collection, grid, fit.shape)):
             assert len(found) > 50 and fit.share(found) >= 0.9
 
 
 def test_rules_are_those_that_the_rows_give(fit) -> None:
     pytest.importorskip("sklearn")
-    for name, rule in fit.RULES.items():
+    for name, asked in fit.RULES.items():
+        rule = asked.rule
         fitted = fit.fit(rule, fit.rows_of(name, *fit.GRID, "dlmc"))
         assert rule.constant == pytest.approx(fitted.intercept_[0], abs=0.5)
         assert rule.weights == pytest.approx(fitted.coef_[0].tolist(), abs=0.05)

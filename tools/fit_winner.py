@@ -12,10 +12,11 @@ import csv
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch_csb._winner import RULE_16_BIT, RULE_FLOAT32, Rule, dense_wins
+from torch_csb._winner import RULE_16_BIT, RULE_FLOAT32, RULE_FLOAT32_DW, Rule, dense_wins
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -23,11 +24,26 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 GPU, CPU = "nvidia-h200", "intel-r-xeon-r-processor-2-threads-avx512"
 OPERATORS = {"F": "spmm", "T": "spmm_t", "dW": "sddmm"}
-GRID = ("decode", "train", "fp32")
-RULES = {"RULE_16_BIT": RULE_16_BIT, "RULE_FLOAT32": RULE_FLOAT32}
+GRID = ("decode", "train", "fp32", "sddmm")
 FOLDS = 3
 
 Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A rule, and of which products it is asked."""
+
+    rule: Rule
+    item_bytes: int
+    directions: tuple[str, ...]
+
+
+RULES = {
+    "RULE_16_BIT": Asked(RULE_16_BIT, 2, ("F", "T")),
+    "RULE_FLOAT32": Asked(RULE_FLOAT32, 4, ("F", "T")),
+    "RULE_FLOAT32_DW": Asked(RULE_FLOAT32_DW, 4, ("dW",)),
+}
 
 
 def rows(*names: str, device: str = GPU) -> list[Row]:
@@ -90,9 +106,10 @@ def fit(rule: Rule, given: list[Row]) -> LogisticRegression:
 
 def rows_of(name: str, *files: str) -> list[Row]:
     """Rows of the products for which the rule of this name is asked."""
-    rule, item = RULES[name], 2 if name == "RULE_16_BIT" else 4
-    products = [row for row in rows(*files) if row["direction"] != "dW" and item_bytes(row) == item]
-    return [row for row in products if rule.least <= int(row["n"]) <= rule.most]
+    asked = RULES[name]
+    products = [row for row in rows(*files) if row["direction"] in asked.directions]
+    products = [row for row in products if item_bytes(row) == asked.item_bytes]
+    return [row for row in products if asked.rule.least <= int(row["n"]) <= asked.rule.most]
 
 
 def held_out(rule: Rule, always: list[Row], many: list[Row], key: Callable[[Row], str]) -> list[bool]:
@@ -113,7 +130,8 @@ def shape(row: Row) -> str:
 
 
 def main() -> int:
-    for name, rule in RULES.items():
+    for name, asked in RULES.items():
+        rule = asked.rule
         grid, collection = rows_of(name, *GRID), rows_of(name, "dlmc")
         fitted = fit(rule, grid + collection)
         print(f"{name}: constant {fitted.intercept_[0]:.2f}, weights", *(f"{w:.2f}" for w in fitted.coef_[0]))

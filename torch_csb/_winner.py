@@ -31,7 +31,7 @@ class Rule:
             min(features, self.features),
             min(features * n, 2**20),
             min(max(n, 512), 2048),
-            n,
+            min(n, 2**20),
         )
         return [math.log(max(size, 1e-9)) for size in sizes]
 
@@ -44,6 +44,8 @@ class Rule:
 # the dense weight, which can't be faster than the dense product it is made of.
 RULE_16_BIT = Rule(9, 255, 8192, 2048, -33.98, (-3.00, 2.40, 0.83, 0.32, 0.00, -1.18))
 RULE_FLOAT32 = Rule(17, math.inf, 2048, 512, -67.48, (-4.10, 1.98, 1.74, 1.88, 0.98, 0.33))
+# The gradient of the weight in float32, with W's output features and input features.
+RULE_FLOAT32_DW = Rule(1, math.inf, 2048, 2048, -52.39, (-3.49, 1.26, 1.71, 1.12, 0.48, 0.71))
 
 # Up to which number of columns: from which sparsity. Nothing below 0.5 was measured.
 _FEW_16_BIT = ((1, 0.72), (8, 0.78))
@@ -58,8 +60,8 @@ _CPU = {
 
 def dense_wins(operator: str, cuda: bool, item_bytes: int, features: int, depth: int, n: int, sparsity: float) -> bool:
     """Of ``operator`` ("spmm", "spmm_t" or "sddmm") with ``features`` outputs of ``depth`` inputs each, n columns."""
-    if cuda and operator == "sddmm":
-        return True  # in every case measured
+    if cuda and operator == "sddmm":  # in 16 bit dense did in every case measured; float64 was not measured
+        return item_bytes != 4 or not RULE_FLOAT32_DW.csb_wins(features, depth, n, sparsity)
     few = (_FEW_16_BIT if item_bytes == 2 else _FEW_FLOAT32) if cuda else _CPU[operator]
     for most, crossing in few:
         if n <= most:
