@@ -253,6 +253,12 @@ def test_a_file_gives_the_pattern(run, tmp_path: Path) -> None:
     assert (found["m"], found["k"], found["nnz"]) == (3, 4, 2) and "layer" in text
 
 
+def test_nonzeros_of_regions_of_four_by_four_blocks() -> None:
+    mask = torch.zeros(300, 600, dtype=torch.bool)
+    mask[0, :10] = mask[255, 256:261] = mask[256, 511] = mask[299, 599] = True
+    assert profile.region_nonzeros(packed(mask, torch.float32)).tolist() == [10, 5, 0, 0, 1, 1]
+
+
 def test_nothing_to_profile_is_said(run, tmp_path: Path) -> None:
     file = tmp_path / "empty.smtx"
     file.write_text("3, 4, 0\n0 0 0 0\n\n")

@@ -78,8 +78,9 @@ def unit_nonzeros(w: CSBMatrix, column_major: bool) -> Tensor:
     return torch.from_numpy(_plan.unit_nonzeros(*arrays, mb, kb, begin, column_major))
 
 
-def region_nonzeros(w: CSBMatrix, blocks: int = 4) -> Tensor:
+def region_nonzeros(w: CSBMatrix) -> Tensor:
     """Nonzeros of every region of 4 x 4 blocks, as the kernel of that name cuts W."""
+    blocks = 4
     counts = wavefronts.block_counts(w).view(-(-w.m // w.block_size), -1)
     rows, cols = counts.shape
     counts = F.pad(counts, (0, -cols % blocks, 0, -rows % blocks))
