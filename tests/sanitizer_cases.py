@@ -19,8 +19,8 @@ from baseline_cases import check_all as check_baselines
 from cases import DTYPES, activation, build, random_matrix
 from cases import check_all as check_all_anywhere
 
-from torch_csb import CSBMatrix
-from torch_csb.testing import MATRICES, matrix
+from torch_csb import CSBMatrix, explain, ops
+from torch_csb.testing import MATRICES, compare, expect_sddmm, matrix
 
 check_all = partial(check_all_anywhere, judge="cpu")
 COLUMNS = (1, 8, 33, 130)
@@ -56,6 +56,19 @@ def clusters(device: str) -> None:
             assert w.units.shape[1] % 2 == 1, "uneven strips: nothing is shared"
             for n in (1, 8, 13, 70):
                 check_all(w, "rows", n, bias=True, act="relu")
+
+
+def regions(device: str) -> None:
+    """Runs of more columns than a ring holds: its stages are used again."""
+    n = 1300
+    for sparsity in (0.998, 0.97, 0.9):
+        w = random_matrix(512, 1028, sparsity, device=device)
+        assert n >= 5 * 16 * explain(w, n).steps[2].split, "short runs: no stage is used again"
+        for layout in ("rows", "columns", "row_gaps", "feature_gaps"):
+            a, dim = activation(layout, w.m, n, w.dtype, device)
+            b, _ = activation(layout, w.k, n, w.dtype, device)
+            expected = expect_sddmm(w.to("cpu"), a.cpu(), b.cpu(), dim)
+            compare(ops.sddmm(w, a, b, dim=dim).cpu(), expected, f"{w}, {layout}")
 
 
 def block_sizes(device: str) -> None:
@@ -111,7 +124,7 @@ def baselines(device: str) -> None:
                 check_baselines(build(matrix(case), dtype, device), n, judge="cpu")
 
 
-PARTS = (products, split_products, clusters, block_sizes, edges, layouts, conversions, baselines)
+PARTS = (products, split_products, clusters, regions, block_sizes, edges, layouts, conversions, baselines)
 
 
 def main() -> int:

@@ -197,9 +197,11 @@ __global__ void __launch_bounds__(SddmmRegionConfig::kThreads, 1)
   using Loader = SddmmRegionLoader<kAccess>;
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<SddmmRegionShared*>(shared_bytes);
-  if (threadIdx.x < Config::kStages) {
-    mbarrier_init(shared_address(&shared.full[threadIdx.x]), Loader::kArrivals);
-    mbarrier_init(shared_address(&shared.empty[threadIdx.x]), Config::kConsumers);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Config::kStages; ++i) {
+      mbarrier_init(shared_address(&shared.full[i]), Loader::kArrivals);
+      mbarrier_init(shared_address(&shared.empty[i]), Config::kConsumers);
+    }
   }
   // Uniform by construction, which the compiler can see only this way.
   const int warp_idx = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / 32, 0);

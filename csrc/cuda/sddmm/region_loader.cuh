@@ -43,6 +43,7 @@ class SddmmRegionLoader {
         if (tile < 0) continue;
         const uint32_t full = shared_address(&shared_.full[position_.slot]);
         if (Operand::kAsync) mbarrier_arrive_after_copies(full);
+        __syncwarp();  // racecheck takes all of a warp's arrivals for one lane's
         mbarrier_arrive(full);
         position_.advance(1);
       }

@@ -116,22 +116,38 @@ class SddmmRegionOperand<VectorAccess::kFeatures> : public SddmmRegionItems {
   float4 x_[kItems][4];
 };
 
-// Vectors of columns lie in a stage as they do in memory: they are copied without a register in between. A lane takes
-// four of them of an item, of features f, 8 + f, 16 + f and 24 + f; a row of four lanes reads 16 columns.
-template <>
-class SddmmRegionOperand<VectorAccess::kColumns> : public SddmmRegionItems {
+// An operand that is copied without a register in between.
+class SddmmRegionCopies : public SddmmRegionItems {
  public:
   static constexpr bool kAsync = true;
 
-  __device__ __forceinline__ SddmmRegionOperand(const SddmmProblem& problem, const DenseView& view,
-                                                const int32_t& features, int32_t region)
+  __device__ __forceinline__ SddmmRegionCopies(const SddmmProblem& problem, const DenseView& view,
+                                               const int32_t& features, int32_t region)
       : problem_(problem), view_(view), features_(features) {
-    feature_ = first_feature() + threadIdx.x % 32 / 4;
-    const int64_t first = int64_t(region) * Config::kRegion;
-    data_ = static_cast<const float*>(view.data) + (first + feature_) * view.stride_f;
+    data_ = static_cast<const float*>(view.data) + int64_t(region) * Config::kRegion * view.stride_f;
   }
 
   __device__ __forceinline__ void fetch(int32_t, int32_t, uint32_t) {}
+
+ protected:
+  const SddmmProblem& problem_;
+  const DenseView& view_;
+  const int32_t& features_;  // of the region, in shared memory
+  const float* data_;        // of its first feature in column 0
+  int64_t offsets_ = 0;      // of some columns, one a lane
+};
+
+// Vectors of columns lie in a stage as they do in memory: they are copied without a register in between. A lane takes
+// four of them of an item, of features f, 8 + f, 16 + f and 24 + f; a row of four lanes reads 16 columns.
+template <>
+class SddmmRegionOperand<VectorAccess::kColumns> : public SddmmRegionCopies {
+ public:
+  __device__ __forceinline__ SddmmRegionOperand(const SddmmProblem& problem, const DenseView& view,
+                                                const int32_t& features, int32_t region)
+      : SddmmRegionCopies(problem, view, features, region) {
+    feature_ = first_feature() + threadIdx.x % 32 / 4;
+    data_ += feature_ * view.stride_f;
+  }
 
   // width: columns of the tile, a multiple of four.
   __device__ __forceinline__ void put(float* operand, int32_t tile, int32_t width, uint32_t wanted) {
@@ -163,28 +179,14 @@ class SddmmRegionOperand<VectorAccess::kColumns> : public SddmmRegionItems {
     return __shfl_sync(kFullWarp, offsets_, tile % 8 * 4 + vector());
   }
 
-  const SddmmProblem& problem_;
-  const DenseView& view_;
-  int feature_;
-  const int32_t& features_;  // of the region, in shared memory
-  const float* data_;        // of feature_ in column 0
-  int64_t offsets_ = 0;
+  int feature_;  // the lane's first, whose column 0 is at data_
 };
 
 // Element by element, two features x 16 columns or, where features lie beside each other, 32 features at a time.
 template <>
-class SddmmRegionOperand<VectorAccess::kNone> : public SddmmRegionItems {
+class SddmmRegionOperand<VectorAccess::kNone> : public SddmmRegionCopies {
  public:
-  static constexpr bool kAsync = true;
-
-  __device__ __forceinline__ SddmmRegionOperand(const SddmmProblem& problem, const DenseView& view,
-                                                const int32_t& features, int32_t region)
-      : problem_(problem), view_(view), features_(features) {
-    const int64_t first = int64_t(region) * Config::kRegion;
-    data_ = static_cast<const float*>(view.data) + first * view.stride_f;
-  }
-
-  __device__ __forceinline__ void fetch(int32_t, int32_t, uint32_t) {}
+  using SddmmRegionCopies::SddmmRegionCopies;
 
   __device__ __forceinline__ void put(float* operand, int32_t tile, int32_t width, uint32_t wanted) {
     const int lane_idx = threadIdx.x % 32;
@@ -214,12 +216,6 @@ class SddmmRegionOperand<VectorAccess::kNone> : public SddmmRegionItems {
     const int64_t column = columns.begin + int64_t(tile) * Config::kTileN + threadIdx.x % 32;
     offsets_ = column < columns.end ? view_.column_offset(column) : 0;
   }
-
-  const SddmmProblem& problem_;
-  const DenseView& view_;
-  const int32_t& features_;  // of the region, in shared memory
-  const float* data_;
-  int64_t offsets_ = 0;
 };
 
 }  // namespace csb::cuda
