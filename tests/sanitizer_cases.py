@@ -56,6 +56,12 @@ def clusters(device: str) -> None:
             assert w.units.shape[1] % 2 == 1, "uneven strips: nothing is shared"
             for n in (1, 8, 13, 70):
                 check_all(w, "rows", n, bias=True, act="relu")
+    # float32 from 17 columns on: four blocks each, more steps than a ring has stages, in every way of reading X.
+    for m, k in ((64, 2048), (2048, 64)):
+        w = random_matrix(m, k, 0.5, device=device)
+        assert w.units.shape[1] % 2 == 1, "uneven strips: nothing is shared"
+        for layout, n in (("rows", 72), ("columns", 72), ("feature_gaps", 33), ("row_gaps", 33)):
+            check_all(w, layout, n, bias=True, act="relu")
 
 
 def regions(device: str) -> None:

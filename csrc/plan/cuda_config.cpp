@@ -30,6 +30,8 @@ constexpr int64_t kMaxCluster = 8;
 constexpr int64_t kMaxClusterBlocks = 32768;
 
 constexpr int64_t kMaxNarrowRowsColumns = 512;
+// Of a thread block in a cluster of rows, where strips are even; half as many where they are not.
+constexpr int32_t kMaxClusterBlocksEach = 4;
 
 bool is_16_bit(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
 
@@ -80,15 +82,28 @@ SplitChoice choose_split(CudaKernel kernel, DType dtype, int32_t block_shift, in
                      : "gather: work units balanced by nonzeros, because whole strips leave the chip idle"};
 }
 
-// Two strips share X in a tile of 256 columns, where the chip is full of them.
-CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, const Chip& chip) {
+// Two strips share X in a tile of 256 columns, where the chip is full of them. Where even tiles of 64 leave it idle and
+// strips are short the thread blocks of a cluster share one: that takes less than a second kernel for the join.
+CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, const Chip& chip,
+                           int32_t blocks_per_strip) {
   const int32_t multiprocessors = chip.multiprocessors;
   if (chip.shared_bytes >= kWideRowsSharedBytes &&
       ceil_div(strips, 2) * ceil_div<int64_t>(columns, 256) >= multiprocessors && columns > kMaxNarrowRowsColumns) {
     return {CudaKernel::kRows, 256, false, 1,
             "rows: rows of Y stay in registers while other warps sort their entries; pairs of strips fill the chip"};
   }
-  const bool whole = 2 * strips * ceil_div<int64_t>(columns, 64) >= 3 * multiprocessors;
+  const int64_t whole_strips = strips * ceil_div<int64_t>(columns, 64);
+  const bool whole = 2 * whole_strips >= 3 * multiprocessors;
+  int32_t cluster = 1;
+  while (cluster < kMaxCluster && 2 * cluster <= blocks_per_strip &&
+         2 * cluster * whole_strips <= 2 * multiprocessors) {
+    cluster *= 2;
+  }
+  const int32_t longest = num_units % 2 == 0 ? kMaxClusterBlocksEach : kMaxClusterBlocksEach / 2;
+  if (chip.hopper && !whole && cluster > 1 && blocks_per_strip <= longest * cluster) {
+    return {CudaKernel::kRows, 64, false, cluster,
+            "rows: rows of Y stay in registers while other warps sort their entries; a cluster shares a strip"};
+  }
   const bool fits = (int64_t{num_units} + strips) * columns * 64 * 4 <= kMaxPartialBytes;
   if (whole || num_units <= 1 || !fits) {
     return {CudaKernel::kRows, 64, false, 1,
@@ -162,7 +177,7 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
   }
   if (dtype == DType::kFloat32 && block_shift == 6 && columns > narrow_columns(dtype) &&
       chip.shared_bytes >= kRowsSharedBytes) {
-    return choose_rows(strips, num_units, columns, chip);
+    return choose_rows(strips, num_units, columns, chip, operands.blocks_per_strip);
   }
   const CudaKernel kernel = tensor_cores_fit(dtype, block_shift) ? CudaKernel::kTile : CudaKernel::kGather;
   const int32_t tile_n = spmm_tile_n(kernel, dtype, columns);

@@ -1,6 +1,8 @@
 #pragma once
 
+#include "cuda/device/cluster.cuh"
 #include "cuda/device/epilogue.cuh"
+#include "cuda/device/launch.cuh"
 #include "cuda/device/registers.cuh"
 #include "cuda/spmm/rows_loader.cuh"
 #include "cuda/spmm/rows_sorter.cuh"
@@ -17,6 +19,7 @@ class RowsConsumer {
   using Stage = RowsStage<Config>;
   static constexpr int kRows = Config::kRows;
   static constexpr int kCols = Config::kCols;
+  static constexpr int kMaxCluster = 8;
   static constexpr int kKept = min_of(kCols, 4);  // columns of a lane that find room in a stage together
   static_assert(Config::kConsumers * 32 * kRows * kKept <= Config::kTileN * Config::kPitch,
                 "the sums fit in X's place");
@@ -41,7 +44,11 @@ class RowsConsumer {
         stage = &acquire();
       }
       if (stage->kind == RowsStepKind::kEnd) return;
-      flush(*stage);
+      if constexpr (Config::kCluster) {
+        join_cluster(*stage);
+      } else {
+        flush(*stage);
+      }
       release();
     }
   }
@@ -159,6 +166,51 @@ class RowsConsumer {
     }
   }
 
+  // Every thread block of the cluster adds up and writes its share of the columns, in the order of the thread blocks.
+  __device__ __forceinline__ void join_cluster(const Stage& stage) {
+    // In the same place in all of them, whatever stage each is at: the first one's X, of no use to any consumer any
+    // more.
+    Acc* all = shared_.stages[0].x;
+    mbarrier_arrive(shared_address(&shared_.multiplied));
+    mbarrier_wait(shared_address(&shared_.multiplied), 0);
+    // Rows are turned by four columns each, so that lanes that read neighbouring rows meet in no bank either.
+#pragma unroll
+    for (int i = 0; i < kCols; ++i) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        all[32 * (i * Config::kBlock + first_row_ + r) + (lane_idx_ + 4 * r) % 32] = sums_[r][i];
+      }
+    }
+    __syncwarp();
+    cluster_sync();
+    const int32_t per_rank = Config::kTileN / how_.cluster;
+    const int32_t rank = blockIdx.x % how_.cluster;
+    const int32_t feature = stage.strip * Config::kBlock + first_row_ + lane_idx_ % kRows;
+    const Epilogue<T> epilogue = epilogue_of<T>(problem_);
+    const bool inside = feature < problem_.out_features();
+    const Acc bias = inside ? epilogue.bias_of(feature) : Acc(0);
+#pragma unroll 2
+    for (int j = lane_idx_ / kRows; j < per_rank; j += 32 / kRows) {
+      const int32_t local = rank * per_rank + j;
+      const int32_t row = lane_idx_ % kRows;
+      const Acc* sum = all + 32 * (local / 32 * Config::kBlock + first_row_ + row) + (local + 4 * row) % 32;
+      Acc parts[kMaxCluster];
+#pragma unroll
+      for (int other = 0; other < kMaxCluster; ++other) {
+        parts[other] = other < how_.cluster ? read_neighbour(sum, other) : Acc(0);
+      }
+      Acc total = 0;
+#pragma unroll
+      for (int other = 0; other < kMaxCluster; ++other) total += parts[other];
+      const int64_t column = stage.first_column + local;
+      if (!inside || column >= problem_.y.columns) continue;
+      static_cast<T*>(problem_.y.data)[problem_.y.column_offset(column) + feature * problem_.y.stride_f] =
+          epilogue.finish(total, bias);
+    }
+    __syncwarp();
+    cluster_sync();  // others may still read this thread block's sums
+  }
+
   __device__ __forceinline__ void store_output(const Acc* sums, int32_t feature, int32_t features, int64_t column) {
     const Epilogue<T> epilogue = epilogue_of<T>(problem_);
     T* y = static_cast<T*>(problem_.y.data) + problem_.y.column_offset(column) + feature * problem_.y.stride_f;
@@ -205,18 +257,23 @@ class RowsConsumer {
   Acc sums_[kRows][kCols];
 };
 
-// Grid: x = work unit (split) or group of kStrips output strips; y = column tiles, folded at the grid's limit.
+// Grid: x = work unit (split), group of kStrips output strips, or strip times the thread blocks of a cluster; y =
+// column tiles, folded at the grid's limit.
 template <typename Config, VectorAccess kAccess, bool kTransposed>
 __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
     rows_kernel(const __grid_constant__ SpmmProblem problem, const __grid_constant__ RowsLaunch how) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<RowsShared<Config>*>(shared_bytes);
-  if (threadIdx.x < Config::kStages) {
+  if constexpr (Config::kCluster) wait_for_previous_kernel();
+  if (threadIdx.x == 0) {
     // Every thread of the loaders and of one sorter for each strip; where X is copied element by element, the loaders'
     // copies arrive too.
     constexpr int kArrivals = kAccess == VectorAccess::kNone ? 2 : 1;
-    mbarrier_init(shared_address(&shared.full[threadIdx.x]), 32 * (kArrivals * Config::kLoaders + Config::kStrips));
-    mbarrier_init(shared_address(&shared.empty[threadIdx.x]), 32 * Config::kConsumers);
+    for (int i = 0; i < Config::kStages; ++i) {
+      mbarrier_init(shared_address(&shared.full[i]), 32 * (kArrivals * Config::kLoaders + Config::kStrips));
+      mbarrier_init(shared_address(&shared.empty[i]), 32 * Config::kConsumers);
+    }
+    if (Config::kCluster) mbarrier_init(shared_address(&shared.multiplied), 32 * Config::kConsumers);
   }
   __syncthreads();
   // Uniform by construction, which the compiler can see only this way.
@@ -230,6 +287,12 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   } else {
     lower_registers<Config::kSorterRegisters>();
     RowsSorter<Config, kTransposed>(problem, how, shared, warp_idx - Config::kConsumers - Config::kLoaders).run();
+  }
+  if (Config::kCluster && warp_idx >= Config::kConsumers) {  // the consumers meet them in join_cluster()
+    mbarrier_wait(shared_address(&shared.multiplied), 0);
+    __syncwarp();
+    cluster_sync();
+    cluster_sync();
   }
 }
 

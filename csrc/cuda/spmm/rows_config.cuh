@@ -11,14 +11,15 @@ namespace csb::cuda {
 // consumers hold the sums in registers, kRows features x kCols columns for every lane; loaders and sorters fill a ring
 // of stages for them, with X and with the entries in the order of the output features.
 template <typename T_, int kStrips_, int kCols_, int kRows_, int kSorters_, int kStages_, int kCapacity_, int kBatch_,
-          int kMinBlocks_>
+          int kMinBlocks_, bool kCluster_ = false>
 struct RowsConfig {
   using T = T_;
-  static constexpr int kBlock = 64;           // features of a block of W, on either side
-  static constexpr int kStrips = kStrips_;    // output strips that share a stage's X
-  static constexpr int kCols = kCols_;        // columns of a lane
-  static constexpr int kRows = kRows_;        // output features of a warp
-  static constexpr int kSorters = kSorters_;  // one for a strip, and as many of them as take turns
+  static constexpr bool kCluster = kCluster_;  // thread blocks share a strip's input and join their sums
+  static constexpr int kBlock = 64;            // features of a block of W, on either side
+  static constexpr int kStrips = kStrips_;     // output strips that share a stage's X
+  static constexpr int kCols = kCols_;         // columns of a lane
+  static constexpr int kRows = kRows_;         // output features of a warp
+  static constexpr int kSorters = kSorters_;   // one for a strip, and as many of them as take turns
   static constexpr int kStages = kStages_;
   static constexpr int kCapacity = kCapacity_;  // entries of a strip in a stage
   static constexpr int kMinBlocks = kMinBlocks_;
@@ -49,6 +50,7 @@ struct RowsConfig {
   static_assert(kBlock % kRows == 0, "a warp's rows lie in one strip");
   static_assert(kRows == 4 || kRows == 8 || kRows == 16, "a warp reads at once where its rows begin");
   static_assert(kCapacity % kRun == 0 && kCapacity < 65536, "a run of entries stays in one window, a place in 16 bits");
+  static_assert(!kCluster || (kStrips == 1 && kCols <= 4), "the sums of a strip find room in a stage's X");
   static_assert(kThreads <= 1024 && kStages >= 2, "a stage is filled while another one is used");
 };
 
@@ -77,6 +79,7 @@ struct alignas(16) RowsShared {
   RowsStage<Config> stages[Config::kStages];
   MBarrier full[Config::kStages];
   MBarrier empty[Config::kStages];
+  MBarrier multiplied;  // with kCluster: by all consumers, who then find room for their sums
   // For the transposed product, of each sorter: bit `in` of masks[...][2 * out ...] says that the entry is there.
   alignas(16) uint32_t masks[Config::kSorters][2 * Config::kBlock];
   int32_t starts[Config::kSorters][Config::kBlock];
@@ -87,6 +90,7 @@ struct alignas(16) RowsShared {
 struct RowsLaunch {
   int32_t tiles;           // of kTileN columns
   bool split;              // a thread block walks a unit, else kStrips strips
+  int32_t cluster;         // with kCluster: thread blocks that share a strip, 2, 4 or 8
   bool lanes_on_features;  // without vectors: neighbouring lanes read neighbouring features, else columns
   bool vector_entries;     // codes and values can be read in vectors
   bool vector_output;      // 16 bytes of neighbouring features of Y are one aligned vector

@@ -28,7 +28,12 @@ class RowsWalk {
     const int32_t strips = kTransposed ? problem.w.kb : problem.w.mb;
     lane_idx_ = threadIdx.x % 32;
     tile_ = blockIdx.y;
-    if (kStrips == 1 && how.split) {
+    if constexpr (Config::kCluster) {
+      const int32_t rank = blockIdx.x % how.cluster;
+      first_strip_ = blockIdx.x / how.cluster;
+      first_ = first_strip_ * per_strip + static_cast<int32_t>(int64_t{rank} * per_strip / how.cluster);
+      last_ = first_strip_ * per_strip + static_cast<int32_t>((int64_t{rank} + 1) * per_strip / how.cluster);
+    } else if (kStrips == 1 && how.split) {
       first_ = problem.units[blockIdx.x];
       last_ = problem.units[blockIdx.x + 1];
       first_strip_ = first_ / per_strip;

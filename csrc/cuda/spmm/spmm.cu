@@ -27,7 +27,7 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
     case plan::CudaKernel::kRows:
       if (problem.dtype != DType::kFloat32) break;
       return launch_rows<float>(problem, config.tile_n == 256 ? RowsTile::k2x256 : RowsTile::k1x64, config.split_strips,
-                                stream);
+                                config.cluster, stream);
     case plan::CudaKernel::kWide:
       return launch_wide(problem, stream);
     case plan::CudaKernel::kPanel:

@@ -2,6 +2,6 @@
 
 namespace csb::cuda {
 
-template cudaError_t launch_rows<float>(const SpmmProblem&, RowsTile, bool, cudaStream_t);
+template cudaError_t launch_rows<float>(const SpmmProblem&, RowsTile, bool, int32_t, cudaStream_t);
 
 }  // namespace csb::cuda
