@@ -72,7 +72,7 @@ class SddmmRegionConsumer {
       mbarrier_wait(shared_address(&shared_.full[position_.slot]), position_.parity);
       add_products(shared_.stages[position_.slot], own, sums);
       __syncwarp();
-      if (threadIdx.x % 32 == 0) mbarrier_arrive(shared_address(&shared_.empty[position_.slot]));
+      mbarrier_arrive(shared_address(&shared_.empty[position_.slot]));
       position_.advance(1);
     }
     const Share share = share_of(passes);
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(SddmmRegionConfig::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < Config::kStages; ++i) {
       mbarrier_init(shared_address(&shared.full[i]), Loader::kArrivals);
-      mbarrier_init(shared_address(&shared.empty[i]), Config::kConsumers);
+      mbarrier_init(shared_address(&shared.empty[i]), 32 * Config::kConsumers);
     }
   }
   // Uniform by construction, which the compiler can see only this way.

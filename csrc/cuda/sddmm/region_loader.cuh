@@ -11,7 +11,7 @@ class SddmmRegionLoader {
  public:
   using Config = SddmmRegionConfig;
   using Operand = SddmmRegionOperand<kAccess>;
-  // Copies arrive for themselves.
+  // Every lane, and copies for themselves.
   static constexpr int kArrivals = 32 * Config::kLoaders * (Operand::kAsync ? 2 : 1);
 
   __device__ __forceinline__ SddmmRegionLoader(const SddmmProblem& problem, const SddmmRegionLaunch& how,
@@ -43,7 +43,7 @@ class SddmmRegionLoader {
         if (tile < 0) continue;
         const uint32_t full = shared_address(&shared_.full[position_.slot]);
         if (Operand::kAsync) mbarrier_arrive_after_copies(full);
-        __syncwarp();  // racecheck takes all of a warp's arrivals for one lane's
+        __syncwarp();
         mbarrier_arrive(full);
         position_.advance(1);
       }
