@@ -17,21 +17,30 @@ from torch_csb.testing import NamedMatrix, compare, expect_sddmm, expect_spmm, e
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+# Blocks of these sizes with codes, and of 64 with a bitmap.
+BLOCKS: tuple[int | str, ...] = (*BLOCK_SIZES, "bitmap")
 ACTIVATIONS = (None, "relu", "relu6", "silu", "gelu")
 
 
+def packing(blocks: int | str | None) -> dict[str, Any]:
+    """What CSBMatrix.from_dense and its like are told for one of BLOCKS; None leaves all to them."""
+    if blocks is None:
+        return {}
+    return {"encoding": "bitmap"} if blocks == "bitmap" else {"block_size": blocks, "encoding": "codes"}
+
+
 def build(
-    case: NamedMatrix, dtype: torch.dtype = torch.float32, device: str = "cpu", block_size: int | None = None
+    case: NamedMatrix, dtype: torch.dtype = torch.float32, device: str = "cpu", block_size: int | str | None = None
 ) -> CSBMatrix:
     mask = case.mask().to(device) if case.explicit_zeros else None
-    return CSBMatrix.from_dense(case.dense(dtype, device), mask, block_size=block_size)
+    return CSBMatrix.from_dense(case.dense(dtype, device), mask, **packing(block_size))
 
 
 def random_matrix(
-    m: int, k: int, sparsity: float, dtype: torch.dtype = torch.float32, device: str = "cpu", block_size: int = 64
+    m: int, k: int, sparsity: float, dtype: torch.dtype = torch.float32, device: str = "cpu", block_size: int | str = 64
 ) -> CSBMatrix:
     weight = torch.randn(m, k) * (torch.rand(m, k) >= sparsity)
-    return CSBMatrix.from_dense(weight.to(device=device, dtype=dtype), block_size=block_size)
+    return CSBMatrix.from_dense(weight.to(device=device, dtype=dtype), **packing(block_size))
 
 
 def operands(w: CSBMatrix) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -44,8 +53,12 @@ def call(name: str, w: CSBMatrix, x: Tensor, bias: Tensor | None = None, dim: in
     return op(*operands(w), x, bias, w.m, w.k, w.block_size, dim, activation)
 
 
+def sddmm_args(w: CSBMatrix, a: Tensor, b: Tensor, dim: int = -1) -> tuple[Any, ...]:
+    return *operands(w)[1:], a, b, w.m, w.k, w.block_size, w.values.numel(), dim
+
+
 def call_sddmm(w: CSBMatrix, a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
-    return torch.ops.torch_csb.sddmm(*operands(w)[1:], a, b, w.m, w.k, w.block_size, dim)
+    return torch.ops.torch_csb.sddmm(*sddmm_args(w, a, b, dim))
 
 
 def _factors(n: int) -> tuple[int, int]:

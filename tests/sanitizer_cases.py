@@ -67,14 +67,31 @@ def clusters(device: str) -> None:
 def regions(device: str) -> None:
     """Runs of more columns than a ring holds: its stages are used again."""
     n = 1300
-    for sparsity in (0.998, 0.97, 0.9):
-        w = random_matrix(512, 1028, sparsity, device=device)
-        assert n >= 5 * 16 * explain(w, n).steps[2].split, "short runs: no stage is used again"
-        for layout in ("rows", "columns", "row_gaps", "feature_gaps"):
-            a, dim = activation(layout, w.m, n, w.dtype, device)
-            b, _ = activation(layout, w.k, n, w.dtype, device)
-            expected = expect_sddmm(w.to("cpu"), a.cpu(), b.cpu(), dim)
-            compare(ops.sddmm(w, a, b, dim=dim).cpu(), expected, f"{w}, {layout}")
+    w = random_matrix(512, 1028, 0.97, device=device)
+    assert n >= 5 * 16 * explain(w, n).steps[2].split, "short runs: no stage is used again"
+    for layout in ("rows", "columns", "row_gaps", "feature_gaps"):
+        a, dim = activation(layout, w.m, n, w.dtype, device)
+        b, _ = activation(layout, w.k, n, w.dtype, device)
+        expected = expect_sddmm(w.to("cpu"), a.cpu(), b.cpu(), dim)
+        compare(ops.sddmm(w, a, b, dim=dim).cpu(), expected, f"{w}, {layout}")
+
+
+def bitmaps(device: str) -> None:
+    """Every reader of a bitmap: few columns whole and split, codes made of it, a panel and its sample."""
+    for dtype in DTYPES:
+        for density in DENSITIES:
+            w = random_matrix(130, 200, 1 - density, dtype, device, "bitmap")
+            for n in (1, 8, 13, 33):
+                check_all(w, "rows", n, bias=True, act="relu")
+    for dtype in (torch.bfloat16, torch.float16):
+        for m, k in ((70, 4104), (4104, 70)):  # more blocks than a ring has room for
+            w = random_matrix(m, k, 0.4, dtype, device, "bitmap")
+            assert w.units.shape[1] > 2, "one unit: nothing is split"
+            for n in (8, 16):
+                check_all(w, "rows", n)
+    w = random_matrix(500, 1030, 0.5, torch.float32, device, "bitmap")
+    assert device == "cpu" or {step.kernel for step in explain(w, 256).steps} == {"panel"}
+    check_all(w, "rows", 256)
 
 
 def block_sizes(device: str) -> None:
@@ -130,7 +147,7 @@ def baselines(device: str) -> None:
                 check_baselines(build(matrix(case), dtype, device), n, judge="cpu")
 
 
-PARTS = (products, split_products, clusters, regions, block_sizes, edges, layouts, conversions, baselines)
+PARTS = (products, split_products, clusters, regions, bitmaps, block_sizes, edges, layouts, conversions, baselines)
 
 
 def main() -> int:

@@ -18,14 +18,15 @@ from torch_csb.testing import matrix
 Function = Callable[..., Tensor]
 
 
-def small(device: str, block_size: int = 16, m: int = 19, k: int = 22) -> CSBMatrix:
+def small(device: str, block_size: int | str = 16, m: int = 19, k: int = 22) -> CSBMatrix:
     return random_matrix(m, k, 0.6, torch.float64, device, block_size)
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "nchw", "transposed"])
 @pytest.mark.parametrize("op", [ops.spmm, ops.spmm_t], ids=lambda op: op.__name__)
-def test_gradcheck_products(op: Function, layout: str, device: str) -> None:
-    w = small(device)
+@pytest.mark.parametrize("blocks", [16, "bitmap"])
+def test_gradcheck_products(blocks: int | str, op: Function, layout: str, device: str) -> None:
+    w = small(device, blocks)
     inputs, outputs = (w.k, w.m) if op is ops.spmm else (w.m, w.k)
     x, dim = activation(layout, inputs, 6, torch.float64, device)
     bias = torch.randn(outputs, dtype=torch.float64, device=device)
@@ -39,8 +40,9 @@ def test_gradcheck_products(op: Function, layout: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["rows", "nchw"])
-def test_gradcheck_sddmm(layout: str, device: str) -> None:
-    w = small(device)
+@pytest.mark.parametrize("blocks", [16, "bitmap"])
+def test_gradcheck_sddmm(blocks: int | str, layout: str, device: str) -> None:
+    w = small(device, blocks)
     a, dim = activation(layout, w.m, 6, torch.float64, device)
     b, _ = activation(layout, w.k, 6, torch.float64, device)
     args = (a.requires_grad_(), b.requires_grad_())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPES, activation, run_script
+from cases import DTYPES, activation, packing, run_script
 from guarded import guarded, guarded_matrix
 from test_capability import SETS, flags
 
@@ -23,13 +23,13 @@ from torch_csb.testing import compare, expect_sddmm, expect_spmm, expect_spmm_t
 
 SIDES = ("begin", "end")
 # Odd sizes, so that rows, columns and blocks end in the middle of vectors and tiles.
-SIZES = ((1, 1, 16), (37, 53, 16), (67, 129, 64), (33, 300, 256))
+SIZES = ((1, 1, 16), (37, 53, 16), (67, 129, 64), (33, 300, 256), (67, 129, "bitmap"))
 DENSITIES = (0.0, 0.3, 1.0)
 
 
-def matrix(m: int, k: int, block_size: int, density: float, dtype: torch.dtype) -> CSBMatrix:
+def matrix(m: int, k: int, blocks: int | str, density: float, dtype: torch.dtype) -> CSBMatrix:
     kept = torch.rand(m, k) < density
-    return CSBMatrix.from_dense(torch.randn(m, k, dtype=dtype), kept, block_size=block_size)
+    return CSBMatrix.from_dense(torch.randn(m, k, dtype=dtype), kept, **packing(blocks))
 
 
 def check(w: CSBMatrix, n: int, layout: str, side: str) -> None:
@@ -49,19 +49,19 @@ def run_cases() -> None:
     torch.manual_seed(0)
     print(torch.ops.torch_csb.build_info())
     for dtype in DTYPES:
-        for m, k, block_size in SIZES:
+        for m, k, blocks in SIZES:
             for density in DENSITIES:
-                w = matrix(m, k, block_size, density, dtype)
+                w = matrix(m, k, blocks, density, dtype)
                 for side in SIDES:
                     there = guarded_matrix(w, side)
                     dense = guarded(w.to_dense(), side)
                     assert torch.equal(there.to_dense(), dense)
-                    again = CSBMatrix.from_dense(dense, guarded(dense != 0, side), block_size=block_size)
+                    again = CSBMatrix.from_dense(dense, guarded(dense != 0, side), **packing(blocks))
                     assert torch.equal(again.to_dense(), dense)
         # Every count of columns at least once on each side, in each layout.
         for n in (*range(1, 41), 72, 136):
-            for i, (m, k, block_size) in enumerate(SIZES):
-                w = matrix(m, k, block_size, DENSITIES[(n + i) % 3], dtype)
+            for i, (m, k, blocks) in enumerate(SIZES):
+                w = matrix(m, k, blocks, DENSITIES[(n + i) % 3], dtype)
                 check(w, n, "columns" if (n + i) % 2 else "rows", SIDES[n // 2 % 2])
                 check(w, n, "nchw" if (n + i) % 2 else "misaligned", SIDES[(n // 2 + 1) % 2])
     print("right")

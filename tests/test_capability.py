@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import BLOCK_SIZES, DTYPES, LAYOUTS, build, check_all, random_matrix, run_script
+from cases import BLOCKS, DTYPES, LAYOUTS, build, check_all, random_matrix, run_script
 
 from torch_csb import CSBMatrix, ops
 from torch_csb.testing import matrix
@@ -47,8 +47,8 @@ def run_cases() -> None:
     torch.manual_seed(0)
     print(torch.ops.torch_csb.build_info())
     for dtype in DTYPES:
-        for block_size in BLOCK_SIZES:
-            w = build(matrix("edge_65x63"), dtype, block_size=block_size)
+        for blocks in BLOCKS:
+            w = build(matrix("edge_65x63"), dtype, block_size=blocks)
             for n in (1, 2, 3, 5, 8, 17, 33):
                 check_all(w, "rows", n, bias=True, act="gelu")
                 check_all(w, "columns", n, bias=True, act="silu")
@@ -57,6 +57,8 @@ def run_cases() -> None:
         for n in (1, 40):
             check_all(random_matrix(96, 1100, 0.5, dtype), "rows", n)
             check_all(build(matrix("full"), dtype, block_size=256), "nchw", n)
+            # A row of one entry comes back in each quarter of a block, often among sixteen rows.
+            check_all(random_matrix(130, 140, 0.98, dtype, block_size="bitmap"), "rows", n)
         for most in (15, 45):
             for n in (1, 4, 16, 64, 72):  # 72: tiles that are read where they lie in a wider X
                 check_all(row_lengths(most, dtype), "columns", n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,15 @@ from torch_csb import CSBConv2d, CSBLinear
 class Net(nn.Module):
     """Both layers, in both memory formats, and an activation that is fused and one that is not."""
 
-    def __init__(self, device: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, device: str, dtype: torch.dtype = torch.float32, **layout: Any) -> None:
         super().__init__()
         conv, first, second = nn.Conv2d(20, 40, 1, stride=2), nn.Linear(40, 70), nn.Linear(70, 10, bias=False)
         for layer in (conv, first, second):
             layer.weight.data *= torch.rand_like(layer.weight) < 0.3
             layer.to(device, dtype)
-        self.conv = CSBConv2d.from_dense(conv)
-        self.first = CSBLinear.from_dense(first)
-        self.second = CSBLinear.from_dense(second)
+        self.conv = CSBConv2d.from_dense(conv, **layout)
+        self.first = CSBLinear.from_dense(first, **layout)
+        self.second = CSBLinear.from_dense(second, **layout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.conv(x)).mean((2, 3))
@@ -44,8 +45,10 @@ def step(model: nn.Module, run, x: torch.Tensor) -> list[torch.Tensor]:
     return [y.detach(), x.grad, *gradients]
 
 
-def check(backend: str, device: str, memory_format: torch.memory_format, dynamic: bool | None = None) -> None:
-    model = Net(device)
+def check(
+    backend: str, device: str, memory_format: torch.memory_format, dynamic: bool | None = None, **layout: Any
+) -> None:
+    model = Net(device, **layout)
     compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=dynamic)
     for batch in (3, 5) if dynamic else (3,):
         x = torch.randn(batch, 20, 6, 6, device=device).to(memory_format=memory_format)
@@ -60,6 +63,11 @@ def check(backend: str, device: str, memory_format: torch.memory_format, dynamic
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_aot_eager(memory_format: torch.memory_format, device: str) -> None:
     check("aot_eager", device, memory_format)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_bitmaps(dynamic: bool | None, device: str) -> None:
+    check("aot_eager", device, torch.contiguous_format, dynamic, encoding="bitmap")
 
 
 def test_dynamic_batch(device: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from cases import DTYPES, build
 
@@ -98,6 +99,44 @@ def test_from_dense_rejects_block_sizes(block_size: int) -> None:
         CSBMatrix.from_dense(torch.ones(4, 4), block_size=block_size)
 
 
+@pytest.mark.parametrize("make", ["from_dense", "from_coo", "from_csr", "from_scipy"])
+def test_the_encoding_is_chosen_by_target_dtype_and_density(make: str) -> None:
+    def encoding(density: float, dtype: torch.dtype = torch.float32, **options) -> str:
+        weight = (torch.rand(100, 100) < density).to(dtype)
+        forms = {"from_coo": lambda: weight.to_sparse(), "from_csr": lambda: weight.to_sparse_csr()}
+        forms["from_scipy"] = lambda: scipy.sparse.csr_array(weight.numpy())
+        return getattr(CSBMatrix, make)(forms.get(make, lambda: weight)(), **options).layout.encoding
+
+    if make != "from_scipy":  # it has no 16-bit values
+        for dtype in (torch.bfloat16, torch.float16):
+            assert encoding(0.5, dtype, target="cuda") == "bitmap"
+            assert encoding(0.05, dtype, target="cuda") == "codes"
+            assert encoding(0.5, dtype, target="cpu") == "codes"
+            assert encoding(0.5, dtype, target="cpu", block_size=64) == "codes"
+            assert encoding(0.5, dtype, target="cuda", block_size=128) == "codes"
+            assert encoding(0.5, dtype, target="cuda", encoding="codes") == "codes"
+    assert encoding(0.5, target="cuda") == "codes"
+    assert encoding(0.05, encoding="bitmap") == "bitmap"
+
+
+def test_to_another_dtype_keeps_the_bitmap(device: str) -> None:
+    w = build(matrix("uniform_50"), torch.bfloat16, device, "bitmap")
+    wide, t = w.to(torch.float64), w.t()
+    assert wide.layout == t.layout == w.layout and wide.codes.data_ptr() == t.codes.data_ptr() == w.codes.data_ptr()
+    assert torch.equal(wide.to_dense(), w.to_dense().double()) and torch.equal(t.to_dense(), w.to_dense().t())
+    assert w.nbytes == sum(t.nbytes for t in (w.values, w.codes, w.blk_ptr, w.blk_pad, w.units))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strided_weights_as_bitmaps(dtype: torch.dtype, device: str) -> None:
+    weight = (torch.randn(130, 70) * (torch.rand(130, 70) < 0.3)).to(device=device, dtype=dtype)
+    mask = torch.rand(70, 130, device=device) < 0.5
+    for given, kept in ((weight.t(), None), (weight[1::2, ::3], None), (weight, mask.t())):
+        w = CSBMatrix.from_dense(given, kept, encoding="bitmap")
+        w.validate()
+        assert torch.equal(w.to_dense(), given if kept is None else given * kept)
+
+
 def test_from_dense_rejects_wrong_arguments() -> None:
     with pytest.raises((RuntimeError, ValueError), match="expected a matrix"):
         CSBMatrix.from_dense(torch.ones(4))
@@ -107,6 +146,10 @@ def test_from_dense_rejects_wrong_arguments() -> None:
         CSBMatrix.from_dense(torch.ones(4, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="target"):
         CSBMatrix.from_dense(torch.ones(4, 4), target="tpu")
+    with pytest.raises(ValueError, match="encoding: expected None or one of codes, bitmap, got 'bits'"):
+        CSBMatrix.from_dense(torch.ones(4, 4), encoding="bits")
+    with pytest.raises(ValueError, match="block_size: expected 64 with a bitmap, got 32"):
+        CSBMatrix.from_dense(torch.ones(4, 4), encoding="bitmap", block_size=32)
 
 
 def test_read_smtx(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from damaged_cases import (
 )
 from small_net import Net, sparse_net
 
-from torch_csb import CSBLinear, CSBMatrix, load_into
+from torch_csb import CSBLinear, CSBMatrix, load_into, relayout_
 from torch_csb.nn._layer import CSBLayer
 
 
@@ -154,6 +154,45 @@ def test_every_bit_of_the_index_tensors(path):
     # Two offsets, a count and four fields; of a code's 16 bits, those that move an entry to a free place are taken.
     assert [outcome[name, "refused"] for name in ("blk_ptr", "blk_pad", "layout")] == [64, 8, 128]
     assert outcome["codes", "refused"] + outcome["codes", "taken"] == 8 * 16 and outcome["codes", "taken"] > 2
+
+
+def test_a_flipped_bit_of_a_bitmap_is_refused(path):
+    """One more or one less than blk_ptr says, or one outside the matrix; of the other arrays as with codes."""
+    weight = torch.tensor([[1.0, 0, 2, 0, 3], [0, 0, 4, 5, 0], [6, 7, 0, 0, 8]])
+    layer = CSBLinear(CSBMatrix.from_dense(weight, encoding="bitmap"))
+    file, draw = SafetensorsFile(saved(layer, path, checksums=False)), random.Random(3)
+    target = CSBLinear.from_dense(torch.nn.Linear(5, 3, bias=False), block_size=32)
+    before = target.to_dense().weight
+    for name, count in (("blk_ptr", 64), ("blk_pad", 8), ("layout", 128), ("codes", 400)):
+        begin, end = file.span(name)
+        for bit in draw.sample(range(8 * begin, 8 * end), count):
+            path.write_bytes(flip(file.data, bit))
+            with pytest.raises(ValueError, match=r": (blk_ptr|blk_pad|layout|codes|values): "):
+                load_into(target, path)
+    assert torch.equal(target.to_dense().weight, before)
+    path.write_bytes(file.data)
+    load_into(target, path)
+    assert torch.equal(target.to_dense().weight, weight)
+
+
+def test_moved_bits_of_a_bitmap_are_refused_or_a_pattern(path):
+    model = sparse_net(0.7)
+    relayout_(model, encoding="bitmap")
+    good, outcome = saved(model, path, checksums=False), Counter()
+    target = Target(sparse_net(0.6))
+    for damage in safetensors_damage(good, seed=5, count=300):
+        path.write_bytes(damage.data)
+        try:
+            load_into(target.model, path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: "), error
+            target.assert_untouched(error)
+            outcome["refused"] += 1
+        else:
+            assert_works(target.model, damage.kind)
+            target = Target(sparse_net(0.6))
+            outcome["taken"] += 1
+    assert min(outcome["refused"], outcome["taken"]) > 20, outcome
 
 
 def test_damaged_files_of_torch_save_are_refused_or_right(device, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LAYOUTS, activation, build, call, call_sddmm, operands, random_matrix
+from cases import LAYOUTS, activation, build, call, call_sddmm, operands, random_matrix, sddmm_args
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,18 +26,20 @@ def spmm_args(w: CSBMatrix, layout: str, transposed: bool, bias: bool, act: int)
 @pytest.mark.parametrize("layout", ["rows", "nchw", "transposed", "channels_last"])
 @pytest.mark.parametrize(("bias", "act"), [(False, 0), (True, 1)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_opcheck_spmm(transposed: bool, bias: bool, act: int, layout: str, device: str) -> None:
-    w = random_matrix(70, 50, 0.5, device=device)
+@pytest.mark.parametrize("blocks", [64, "bitmap"])
+def test_opcheck_spmm(blocks: int | str, transposed: bool, bias: bool, act: int, layout: str, device: str) -> None:
+    w = random_matrix(70, 50, 0.5, device=device, block_size=blocks)
     op = OPS.spmm_t if transposed else OPS.spmm
     torch.library.opcheck(op.default, spmm_args(w, layout, transposed, bias, act))
 
 
 @pytest.mark.parametrize("layout", ["rows", "nchw", "transposed"])
-def test_opcheck_sddmm(layout: str, device: str) -> None:
-    w = random_matrix(70, 50, 0.5, device=device)
+@pytest.mark.parametrize("blocks", [64, "bitmap"])
+def test_opcheck_sddmm(blocks: int | str, layout: str, device: str) -> None:
+    w = random_matrix(70, 50, 0.5, device=device, block_size=blocks)
     a, dim = activation(layout, w.m, 6, w.dtype, device)
     b, _ = activation(layout, w.k, 6, w.dtype, device)
-    torch.library.opcheck(OPS.sddmm.default, (*operands(w)[1:], a, b, w.m, w.k, w.block_size, dim))
+    torch.library.opcheck(OPS.sddmm.default, sddmm_args(w, a, b, dim))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -47,6 +49,16 @@ def test_opcheck_conversions(masked: bool, device: str) -> None:
     mask = dense != 0 if masked else None
     torch.library.opcheck(OPS.count.default, (dense, mask, 64))
     torch.library.opcheck(OPS.pack.default, (dense, mask, w.blk_ptr, w.blk_pad, 64, w.values.numel()))
+    torch.library.opcheck(OPS.unpack.default, (w.values, w.codes, w.blk_ptr, w.blk_pad, 70, 50, 64))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_opcheck_conversions_of_bitmaps(masked: bool, device: str) -> None:
+    w = random_matrix(70, 50, 0.5, device=device, block_size="bitmap")
+    dense = w.to_dense()
+    mask = dense != 0 if masked else None
+    torch.library.opcheck(OPS.pack_bitmap.default, (dense, mask, w.blk_ptr, w.blk_pad, w.values.numel()))
+    torch.library.opcheck(OPS.to_codes.default, (w.codes, w.blk_ptr, w.blk_pad, 70, 50, w.values.numel()))
     torch.library.opcheck(OPS.unpack.default, (w.values, w.codes, w.blk_ptr, w.blk_pad, 70, 50, 64))
 
 
@@ -85,9 +97,10 @@ def _sddmm_meta(w: CSBMatrix, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return call_sddmm(w.to("meta"), a.to("meta"), b.to("meta"))
 
 
-def test_flop_counter(device: str) -> None:
+@pytest.mark.parametrize("blocks", [64, "bitmap"])
+def test_flop_counter(blocks: int | str, device: str) -> None:
     """Two operations for each stored entry and column, as it is multiply-adds that count, not the dense shape."""
-    w = build(matrix("uniform_90"), device=device)
+    w = build(matrix("uniform_90"), device=device, block_size=blocks)
     stored = w.values.numel()
     x, y = torch.randn(2, 5, w.k, device=device), torch.randn(2, 5, w.m, device=device)
     image = torch.randn(2, w.k, 3, 4, device=device)
@@ -124,7 +137,7 @@ def test_profiler_names(device: str) -> None:
 
 def test_operators_are_functional() -> None:
     """No op writes to an argument or returns a view of one."""
-    for name in ("spmm", "spmm_t", "sddmm", "count", "pack", "unpack", "plan"):
+    for name in ("spmm", "spmm_t", "sddmm", "count", "pack", "pack_bitmap", "unpack", "to_codes", "plan"):
         schema = getattr(OPS, name).default._schema
         assert not schema.is_mutable, name
         assert all(result.alias_info is None for result in schema.returns), name
@@ -132,7 +145,7 @@ def test_operators_are_functional() -> None:
 
 def test_every_operator_is_checked() -> None:
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("torch_csb::")}
-    checked = {"spmm", "spmm_t", "sddmm", "count", "pack", "unpack", "plan"}
+    checked = {"spmm", "spmm_t", "sddmm", "count", "pack", "pack_bitmap", "unpack", "to_codes", "plan"}
     checked |= {"csr_row_split", "csr_merge", "csr_row_swizzle", "csr_sddmm"}  # in test_baselines.py
     checked |= {"product", "sampled"}  # made of these, for compilers; in test_export.py
     assert {name for name in names if "." not in name} - {"build_info"} == checked

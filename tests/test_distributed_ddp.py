@@ -13,7 +13,7 @@ from traffic import Traffic
 from whole_numbers import Net, adamw, assert_same_bits, batch, numbers, sgd, sparse, train
 
 import torch_csb
-from torch_csb import CSBConv2d
+from torch_csb import CSBConv2d, relayout_
 from torch_csb.distributed import prepare_
 
 PATTERN = ("codes", "blk_ptr", "blk_pad", "layout", "units")
@@ -89,6 +89,27 @@ def test_ddp_sends_patterns_before_each_forward_unless_prepared_and_norms_always
         print(f"buffers broadcast a forward after prepare_: {sent[1:]} bytes")
         assert sent[1:] == [norm] * 2 and said == pattern
     assert first[-1] == second[-1], "BatchNorm is synchronised as ever"
+
+
+def different_encodings(device):
+    """Rank 0 has bitmaps, rank 1 codes."""
+    model, expected = Net().to(device), Net().to(device)
+    relayout_(expected, encoding="bitmap")
+    if dist.get_rank() == 0:
+        relayout_(model, encoding="bitmap")
+    for name in prepare_(model).layers:
+        layer = model.get_submodule(name)
+        layer.matrix.validate()
+        for array in ("values", *PATTERN):
+            assert torch.equal(getattr(layer, array), getattr(expected.get_submodule(name), array)), f"{name}.{array}"
+    x, factor = batch(device)
+    train(distributed(model, device), sgd(model), mine(x), mine(factor))
+    train(expected, sgd(expected), x, factor)
+    assert_same_bits(model.state_dict(), expected.state_dict())
+
+
+def test_every_rank_takes_the_encoding_of_rank_0(ranks):
+    ranks.run(different_encodings)
 
 
 def different_patterns(device):

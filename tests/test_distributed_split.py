@@ -15,7 +15,7 @@ ARRAYS = ("values", "codes", "blk_ptr", "blk_pad", "units")
 
 
 @pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize("block_size", [8, 16, 64])
+@pytest.mark.parametrize("block_size", [8, 16, 64, "bitmap"])
 @pytest.mark.parametrize(("m", "k", "parts"), [(50, 70, 2), (50, 70, 3), (64, 64, 4), (3, 2, 5), (0, 9, 2), (7, 0, 2)])
 def test_parts_are_the_chunks_of_the_dense_matrix_and_join_to_the_bit(device, dim, block_size, m, k, parts):
     w = random_matrix(m, k, 0.7, device=device, block_size=block_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,7 +17,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.utils import clip_grad_norm_
 from whole_numbers import assert_same_bits, loss, numbers, sgd, train
 
-from torch_csb import CSBLinear, CSBMatrix
+from torch_csb import CSBLinear, CSBMatrix, relayout_
 from torch_csb.distributed import (
     CSBColwiseParallel,
     CSBRowwiseParallel,
@@ -84,6 +86,36 @@ def test_a_plan_of_column_and_row_splits_computes_what_one_process_does(ranks, c
     for text, rank in ((first, 0), (second, 1)):
         if type(expected.up) is CSBLinear:
             assert f"rows of rank {rank} of 2" in text and "in_features=33" in text
+
+
+def bitmaps(device):
+    """Parts have codes whatever the whole layer has; a whole layer with a bitmap loads into them."""
+    expected, (x, factor) = MLP(), data(device)
+    relayout_(expected, encoding="bitmap")
+    model = split(copy.deepcopy(expected), device)
+    expected = expected.to(device)
+    for m in (model, expected):
+        loss(m(x), factor).backward()
+        sgd(m).step()
+    assert torch.equal(model(x), expected(x))
+    assert model.up.matrix.layout.encoding == model.down.matrix.layout.encoding == "codes"
+    assert model.up.layout.tolist() == model.up.matrix.layout.to_tensor().tolist()
+    model.up.matrix.validate()
+    for name in ("up", "down"):
+        gathered = model.get_submodule(name).gather()
+        assert torch.equal(gathered.matrix.to_dense(), expected.get_submodule(name).matrix.to_dense())
+    before = expected(x)
+    model.up.values.data.zero_(), model.down.values.data.zero_()
+    model.load_state_dict(expected.state_dict())
+    assert torch.equal(model(x), before)
+    state = full_state_dict(model)
+    if dist.get_rank() == 0:
+        expected.load_state_dict(state)
+        assert expected.up.matrix.layout.encoding == "codes" and torch.equal(expected(x), before)
+
+
+def test_layers_with_bitmaps_are_split(ranks):
+    ranks.run(bitmaps)
 
 
 def whole_hidden_features(device):

@@ -10,9 +10,9 @@ import torch
 from cases import BLOCK_SIZES, build
 from torch import Tensor
 
-from torch_csb import CSBMatrix, reference
-from torch_csb.layout import Layout
-from torch_csb.testing import MATRICES, NamedMatrix, uniform
+from torch_csb import CSBMatrix, convert, reference
+from torch_csb.layout import Layout, bitmap_bit, count_bits
+from torch_csb.testing import MATRICES, NamedMatrix, matrix, uniform
 
 # Letters of the golden vectors stand for 1, 2, 3, ...
 FIRST = {"a": (0, 0), "b": (1, 0), "c": (1, 4), "d": (2, 3), "e": (2, 5), "f": (4, 3), "g": (4, 4)} | {
@@ -115,6 +115,78 @@ def test_codes_are_a_bijection(block_size: int) -> None:
     layout = Layout.of_block_size(block_size)
     assert torch.equal(layout.encode(row, col), codes)
     assert all(torch.equal(got, want.int()) for got, want in zip(layout.decode(codes), (row, col), strict=True))
+
+
+# --- bitmaps ----------------------------------------------------------------------------------------------------------
+
+
+def packed_bitmap(dense: np.ndarray, mask: np.ndarray) -> dict[str, list]:
+    """The contract with a bitmap, bit by bit."""
+    m, k = dense.shape
+    arrays: dict[str, list] = {"values": [], "words": [], "codes": []}
+    for top in range(0, m, 64):
+        for left in range(0, k, 64):
+            words = [0] * 128
+            found = np.argwhere(mask[top : top + 64, left : left + 64]).tolist()
+            for row, col in sorted(found, key=lambda place: (place[1] // 16, place)):
+                tile = col // 16 * 4 + row // 16
+                words[tile * 8 + row % 8] |= 1 << (8 * (col % 4) + 2 * (col // 4 % 4) + row // 8 % 2)
+                arrays["values"].append(dense[top + row, left + col])
+                arrays["codes"].append(row * 64 + (col ^ (row % 8 * 8)))
+            arrays["words"] += words
+            arrays["values"] += [0.0] * (-len(found) % 8)
+            arrays["codes"] += [0] * (-len(found) % 8)
+    return arrays
+
+
+@pytest.mark.parametrize("case", MATRICES, ids=str)
+def test_packing_a_bitmap_follows_the_contract(case: NamedMatrix, device: str) -> None:
+    w, with_codes = (build(case, device=device, block_size=blocks) for blocks in ("bitmap", 64))
+    want = packed_bitmap(case.dense().numpy(), case.mask().numpy())
+    assert w.values.tolist() == want["values"]
+    assert w.codes.dtype == torch.int64
+    assert np.array_equal(w.codes.cpu().numpy().view(np.uint32), np.array(want["words"], dtype=np.uint32))
+    assert convert.entry_codes(w).cpu().view(torch.uint16).tolist() == want["codes"]
+    for name in ("blk_ptr", "blk_pad", "units"):
+        assert torch.equal(getattr(w, name), getattr(with_codes, name)), name
+    w.validate()
+    assert torch.equal(w.to_dense().cpu(), case.dense())
+    assert torch.equal(reference.to_dense(w).cpu(), case.dense())
+
+
+@pytest.mark.parametrize("case", MATRICES, ids=str)
+def test_one_encoding_converts_to_the_other(case: NamedMatrix, device: str) -> None:
+    w = build(case, device=device, block_size=64)
+    there = CSBMatrix.from_coo(w.to_coo(), encoding="bitmap")
+    back = CSBMatrix.from_coo(there.to_coo(), block_size=64, encoding="codes")
+    fresh = build(case, device=device, block_size="bitmap")
+    for name in ("values", "codes", "blk_ptr", "blk_pad", "units"):
+        assert torch.equal(getattr(there, name), getattr(fresh, name)), name
+        assert torch.equal(getattr(back, name), getattr(w, name)), name
+    assert (w.layout.encoding, there.layout.encoding, back.layout) == ("codes", "bitmap", w.layout)
+
+
+def test_bits_are_a_bijection() -> None:
+    row, col = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    bit = bitmap_bit(row, col).flatten()
+    assert bit.sort().values.tolist() == list(range(64**2))
+    assert torch.equal(reference.bitmap_place()[bit], torch.arange(64**2))
+    assert Layout.of_block_size(64, "bitmap").rank(row, col).flatten().sort().values.tolist() == list(range(64**2))
+
+
+def test_bits_are_counted() -> None:
+    words = torch.randint(-(2**63), 2**63 - 1, (1000,), dtype=torch.int64)
+    words[:3] = torch.tensor([0, -1, -(2**63)])
+    assert count_bits(words).tolist() == [bin(word % 2**64).count("1") for word in words.tolist()]
+
+
+def test_codes_of_a_bitmap_that_contradicts_blk_ptr_stay_inside_their_block(device: str) -> None:
+    w = build(matrix("uniform_50"), device=device, block_size="bitmap")
+    full = torch.full_like(w.codes, -1)
+    for words in (full, torch.zeros_like(full)):
+        codes = torch.ops.torch_csb.to_codes(words, w.blk_ptr, w.blk_pad, w.m, w.k, w.values.numel())
+        rows = w.layout.decode(codes)[0][w.is_entry]
+        assert codes.shape == (2 * w.values.numel(),) and bool((rows < 64).all())
 
 
 # --- validate(): each invariant broken on its own ---------------------------------------------------------------------
@@ -233,6 +305,85 @@ def test_validate_names_the_broken_invariant(number: int, damage: Callable[[CSBM
         w.validate()
 
 
+def tampered_bitmap() -> CSBMatrix:
+    """3 x 3 blocks with padding, edge blocks and an empty block."""
+    dense = torch.arange(1.0, 137 * 139 + 1).view(137, 139) * (torch.rand(137, 139) < 0.3)
+    dense[:64, 64:128] = 0
+    dense[0, 0], dense[0, 1] = 1, 0
+    w = CSBMatrix.from_dense(dense, encoding="bitmap")
+    while w.blk_pad[0] == 0 or w.blk_pad[2] == 0:  # one entry less
+        dense[dense[:64, :64].nonzero()[1].tolist()] = 0
+        w = CSBMatrix.from_dense(dense, encoding="bitmap")
+    assert w.blk_ptr[1] == w.blk_ptr[2]
+    return w
+
+
+def short_bitmap(w: CSBMatrix) -> None:
+    w.codes = w.codes[:-1]
+
+
+def codes_in_place_of_a_bitmap(w: CSBMatrix) -> None:
+    w.codes = convert.entry_codes(w)
+
+
+def bit_too_few(w: CSBMatrix) -> None:
+    w.codes[0] &= ~1  # the entry at (0, 0)
+
+
+def bit_too_many(w: CSBMatrix) -> None:
+    w.codes[0] |= 1 << 8  # (0, 1)
+
+
+def bit_in_an_empty_block(w: CSBMatrix) -> None:
+    w.codes[64] = -(2**63)
+
+
+def bit_in_another_block(w: CSBMatrix) -> None:
+    bit_too_few(w)
+    bit_in_an_empty_block(w)
+
+
+def bit_below_the_matrix(w: CSBMatrix) -> None:
+    w.codes[6 * 64 :][: bitmap_word_64(9, 0) + 1][-1] |= 1 << int(bitmap_bit(*torch.tensor([9, 0]))) % 64
+
+
+def bit_right_of_the_matrix(w: CSBMatrix) -> None:
+    w.codes[2 * 64 + bitmap_word_64(0, 11)] |= 1 << int(bitmap_bit(*torch.tensor([0, 11]))) % 64
+
+
+def bitmap_word_64(row: int, col: int) -> int:
+    return int(bitmap_bit(*torch.tensor([row, col]))) // 64
+
+
+BITMAP_DAMAGE: list[tuple[int, Callable[[CSBMatrix], None]]] = [
+    *((2, f) for f in (unequal_start, falling, unaligned, short_blk_ptr, long_blk_ptr, wide_blk_ptr)),
+    *((3, f) for f in (short_bitmap, codes_in_place_of_a_bitmap, bit_too_few, bit_too_many)),
+    *((3, f) for f in (bit_in_an_empty_block, bit_in_another_block)),
+    *((4, f) for f in (bit_below_the_matrix, bit_right_of_the_matrix)),
+    *((5, f) for f in (padding_with_value, more_padding_than_block, short_blk_pad)),
+    *((6, f) for f in (too_few_values, integer_values)),
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "damage"), BITMAP_DAMAGE, ids=lambda value: getattr(value, "__name__", f"invariant_{value}")
+)
+def test_validate_names_the_broken_invariant_of_a_bitmap(number: int, damage: Callable[[CSBMatrix], None]) -> None:
+    w = tampered_bitmap()
+    w.validate()
+    damage(w)
+    with pytest.raises(ValueError, match=rf"^invariant {number}: "):
+        w.validate()
+
+
+def test_an_empty_matrix_has_an_empty_bitmap() -> None:
+    w = CSBMatrix.from_dense(torch.zeros(70, 70), encoding="bitmap")
+    w.validate()
+    w.codes[70] = 1
+    with pytest.raises(ValueError, match="^invariant 3: codes: expected 0 bits in block 1 as blk_ptr says, got 1"):
+        w.validate()
+
+
 def test_untrusted_arrays_are_validated() -> None:
     w = tampered()
     arrays = (w.values, w.codes, w.blk_ptr, w.blk_pad)
@@ -266,6 +417,7 @@ def test_an_offset_array_that_wraps_around_is_rejected() -> None:
         ([2, 64, 0, 8], "version 1, got 2"),
         ([1, 48, 0, 8], "block_size: .*48"),
         ([1, 64, 9, 8], "order"),
+        ([1, 32, 1, 8], "block_size: expected 64 with a bitmap, got 32"),
         ([1, 64, 0, 3], "alignment"),
     ],
 )
@@ -279,6 +431,11 @@ def test_layout_round_trip() -> None:
         layout = Layout.of_block_size(block_size)
         assert layout.to_tensor().dtype == torch.int32
         assert Layout.from_tensor(layout.to_tensor()) == layout
+    layout = Layout.of_block_size(64, "bitmap")
+    assert layout.to_tensor().tolist() == [1, 64, 1, 8] and Layout.from_tensor(layout.to_tensor()) == layout
+    assert (layout.encoding, layout.order) == ("bitmap", "quarter_major")
+    with pytest.raises(ValueError, match="encoding: expected one of codes, bitmap, got 'bits'"):
+        Layout.of_block_size(64, "bits")
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
@@ -298,4 +455,9 @@ def test_padding_and_plan_cost_little(sparsity: float, block_size: int) -> None:
     share = overhead / (entry * w.values.numel() + plan)
     print(f"padding and plan, {side}x{side}, {sparsity:.0%}, block size {block_size}: {share:.2%}")
     assert w.nbytes == entry * w.values.numel() + plan
+    if block_size == 64:
+        bitmap = CSBMatrix.from_dense(weight, encoding="bitmap")
+        words = bitmap.codes.numel() * 8
+        assert bitmap.nbytes == w.values.nbytes + words + plan
+        assert (bitmap.nbytes < w.nbytes) == (sparsity < 1 - 1 / 16)
     assert share < (0.08 if sparsity > 0.95 else 0.05)

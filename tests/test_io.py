@@ -12,7 +12,7 @@ from small_net import Net, sparse_net
 from torch import nn
 
 import torch_csb
-from torch_csb import CSBConv2d, CSBLinear, load_into, save
+from torch_csb import CSBConv2d, CSBLinear, load_into, relayout_, save
 from torch_csb.io import LoadResult
 
 
@@ -55,6 +55,19 @@ def test_a_saved_model_loads_into_a_fresh_one(device, path, make):
     state, expected = fresh.state_dict(), model.state_dict()
     assert list(state) == list(expected) and all(torch.equal(state[key], expected[key]) for key in state)
     fresh(x).sum().backward()
+
+
+@pytest.mark.parametrize("make", [lambda: sparse_net(0.7), lambda: Net().eval()], ids=["sparsified", "dense"])
+def test_bitmaps_are_saved_and_loaded(device, path, make):
+    model, x = sparse_net(0.7).to(device), image(device)
+    relayout_(model, encoding="bitmap")
+    save(model, path)
+    fresh = make().to(device)
+    assert load_into(fresh, path) == LoadResult([], [])
+    assert fresh.fc.matrix.layout.encoding == fresh.conv.matrix.layout.encoding == "bitmap"
+    assert torch.equal(fresh(x), model(x))
+    fresh(x).sum().backward()
+    assert fresh.fc.values.grad.abs().sum() > 0
 
 
 def test_a_loaded_model_does_not_stand_on_the_file(path):

@@ -9,7 +9,7 @@ import torch
 from small_net import Net, sparse_net
 from torch import nn
 
-from torch_csb import CSBConv2d, CSBLinear, CSBMatrix, load_into, save, sparsify_
+from torch_csb import CSBConv2d, CSBLinear, CSBMatrix, load_into, relayout_, save, sparsify_
 from torch_csb.nn._layer import CSBLayer
 
 UNFILLED = "its tensors are unfilled: load its state before it is used"
@@ -64,6 +64,19 @@ def test_a_model_on_the_meta_device_is_filled_from_a_file(device, saved, kind):
     model(x).sum().backward()
     assert model.fc.values.grad.abs().sum() > 0
     model.fc.matrix.validate()
+
+
+@pytest.mark.parametrize("kind", ["dense", "csb"])
+def test_a_model_on_the_meta_device_takes_bitmaps(device, tmp_path, kind):
+    net = sparse_net(0.7)
+    other = copy.deepcopy(net).to("meta")
+    relayout_(net, encoding="bitmap")
+    save(net, tmp_path / "net.safetensors")
+    model = meta_net() if kind == "dense" else other
+    assert load_into(model, tmp_path / "net.safetensors", device=device) == ([], [])
+    x = image(device)
+    assert model.fc.matrix.layout.encoding == "bitmap"
+    assert torch.equal(model(x), net.to(device)(x))
 
 
 def test_what_was_tied_stays_tied(saved):

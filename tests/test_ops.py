@@ -9,12 +9,14 @@ import torch
 from cases import (
     ACTIVATIONS,
     BLOCK_SIZES,
+    BLOCKS,
     DTYPES,
     LAYOUTS,
     build,
     call,
     call_sddmm,
     check_all,
+    packing,
     random_matrix,
 )
 from torch import Tensor
@@ -31,32 +33,33 @@ _layouts = cycle(LAYOUTS)
 
 
 @pytest.mark.parametrize(
-    ("case", "block_size", "n", "layout"),
-    # Every matrix with every block size; column counts and layouts rotate through the pairs.
-    [(case, block_size, next(_columns), next(_layouts)) for case in MATRICES for block_size in BLOCK_SIZES],
+    ("case", "blocks", "n", "layout"),
+    # Every matrix with every kind of blocks; column counts and layouts rotate through the pairs.
+    [(case, blocks, next(_columns), next(_layouts)) for case in MATRICES for blocks in BLOCK_SIZES]
+    + [(case, "bitmap", next(_columns), next(_layouts)) for case in MATRICES],
     ids=lambda value: str(value),
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_named_matrices(
-    case: NamedMatrix, block_size: int, n: int, layout: str, dtype: torch.dtype, device: str
+    case: NamedMatrix, blocks: int | str, n: int, layout: str, dtype: torch.dtype, device: str
 ) -> None:
-    check_all(build(case, dtype, device, block_size), layout, n, bias=True)
+    check_all(build(case, dtype, device, blocks), layout, n, bias=True)
 
 
 @pytest.mark.parametrize("n", COLUMNS)
 @pytest.mark.parametrize("layout", ["rows", "columns", "nchw"])
-@pytest.mark.parametrize("block_size", [16, 64, 256])
+@pytest.mark.parametrize("blocks", [16, 64, 256, "bitmap"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_column_counts(dtype: torch.dtype, block_size: int, layout: str, n: int, device: str) -> None:
-    check_all(build(matrix("uniform_90"), dtype, device, block_size), layout, n)
+def test_column_counts(dtype: torch.dtype, blocks: int | str, layout: str, n: int, device: str) -> None:
+    check_all(build(matrix("uniform_90"), dtype, device, blocks), layout, n)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n", [24, 130])
-@pytest.mark.parametrize("block_size", [32, 64, 128])
+@pytest.mark.parametrize("blocks", [32, 64, 128, "bitmap"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_memory_layouts(dtype: torch.dtype, block_size: int, n: int, layout: str, device: str) -> None:
-    check_all(build(matrix("edge_65x63"), dtype, device, block_size), layout, n)
+def test_memory_layouts(dtype: torch.dtype, blocks: int | str, n: int, layout: str, device: str) -> None:
+    check_all(build(matrix("edge_65x63"), dtype, device, blocks), layout, n)
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
@@ -67,19 +70,20 @@ def test_memory_layouts(dtype: torch.dtype, block_size: int, n: int, layout: str
 def test_epilogues(name: str, n: int, layout: str, bias: bool, act: str | None, device: str) -> None:
     """Also where a strip has no entry: bias and act(0) must be written there too."""
     for dtype in DTYPES:
-        check_all(build(matrix(name), dtype, device, 64), layout, n, bias, act)
+        for blocks in (64, "bitmap"):
+            check_all(build(matrix(name), dtype, device, blocks), layout, n, bias, act)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("n", [1, 8, 33, 300])
-def test_strips_shared_by_several_units(n: int, block_size: int, dtype: torch.dtype, device: str) -> None:
+def test_strips_shared_by_several_units(n: int, blocks: int | str, dtype: torch.dtype, device: str) -> None:
     """Few strips and many entries: units must share strips, whose parts are joined."""
     for m, k in ((96, 2048), (2048, 96), (590, 760)):
-        w = random_matrix(m, k, 0.6, dtype, device, block_size)
-        block_rows, block_columns = -(-m // block_size), -(-k // block_size)
+        w = random_matrix(m, k, 0.6, dtype, device, blocks)
+        block_rows, block_columns = -(-m // w.block_size), -(-k // w.block_size)
         shared = [w.units[0, 1:-1] % block_columns != 0, w.units[1, 1:-1] % block_rows != 0]
-        assert torch.cat(shared).any() or block_size == 256 and m == 590, "every unit begins with a strip"
+        assert torch.cat(shared).any() or blocks == 256 and m == 590, "every unit begins with a strip"
         check_all(w, "rows", n, bias=True, act="relu")
 
 
@@ -89,8 +93,8 @@ def test_exact_results(name: str, device: str) -> None:
     case = matrix(name)
     for dtype in DTYPES:
         weight = (case.mask().double() if name == "identity" else case.dense(torch.float64).round()).to(device, dtype)
-        for block_size in BLOCK_SIZES:
-            w = CSBMatrix.from_dense(weight, block_size=block_size)
+        for blocks in BLOCKS:
+            w = CSBMatrix.from_dense(weight, **packing(blocks))
             x = torch.randint(-3, 4, (17, w.k)).to(device, dtype)
             y = torch.randint(-3, 4, (17, w.m)).to(device, dtype)
             assert torch.equal(ops.spmm(w, x), (x.double() @ weight.double().t()).to(dtype))
@@ -256,7 +260,7 @@ def test_refuses_arrays_that_do_not_fit(device: str) -> None:
     index = (w.codes, w.blk_ptr, w.blk_pad, w.units)
     op = torch.ops.torch_csb.spmm
 
-    with raises("codes: expected dtype uint8, got int32"):
+    with raises(r"codes: expected dtype uint8 \(codes\) or int64 \(a bitmap\), got int32"):
         op(w.values, w.codes.int(), *index[1:], x, None, 60, 60, 64, -1, 0)
     with raises("blk_ptr: expected dtype int32, got int64"):
         op(w.values, w.codes, w.blk_ptr.long(), *index[2:], x, None, 60, 60, 64, -1, 0)
@@ -272,6 +276,35 @@ def test_refuses_arrays_that_do_not_fit(device: str) -> None:
         op(w.values, *index, x, None, 60, -60, 64, -1, 0)
     with raises("block_size: expected a power of two from 2 to 256, got 48"):
         op(w.values, *index, x, None, 60, 60, 48, -1, 0)
+
+
+def test_refuses_bitmaps_that_do_not_fit(device: str) -> None:
+    w = random_matrix(60, 60, 0.5, device=device, block_size="bitmap")
+    x = torch.randn(4, 60, device=device)
+    index, sizes = (w.blk_ptr, w.blk_pad, w.units), (60, 60, 64)
+    op, to_codes = torch.ops.torch_csb.spmm, torch.ops.torch_csb.to_codes
+    with raises("codes: expected 64 elements, got 63"):
+        op(w.values, w.codes[:-1], *index, x, None, *sizes, -1, 0)
+    with raises("codes: expected a contiguous 1-D tensor"):
+        op(w.values, w.codes[:, None], *index, x, None, *sizes, -1, 0)
+    with raises("block_size: expected 64 with a bitmap, got 128"):
+        op(w.values, w.codes, *index, x, None, 60, 60, 128, -1, 0)
+    with raises("values: expected a contiguous 1-D tensor"):
+        op(w.values[::2], w.codes, *index, x, None, *sizes, -1, 0)
+    with raises("bitmap: expected dtype int64, got uint8"):
+        to_codes(w.blk_pad, *index[:2], 60, 60, w.values.numel())
+    with raises("stored: expected 0 to .* got -1"):
+        torch.ops.torch_csb.sddmm(w.codes, *index, x, x, *sizes, -1, -1)
+    if device == "cpu":  # elsewhere blk_ptr is trusted
+        with raises("blk_ptr: expected to end at 1 stored entries, got"):
+            op(w.values[:1], w.codes, *index, x, None, *sizes, -1, 0)
+
+
+def test_refuses_another_number_of_stored_entries_than_codes_tell(device: str) -> None:
+    w = random_matrix(60, 60, 0.5, device=device)
+    a = torch.randn(4, 60, device=device)
+    with raises(f"stored: expected {w.values.numel()} entries as codes has, got 8"):
+        torch.ops.torch_csb.sddmm(w.codes, w.blk_ptr, w.blk_pad, w.units, a, a, 60, 60, 64, 8, -1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

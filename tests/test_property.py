@@ -18,7 +18,7 @@ from torch import Tensor
 
 pytest.importorskip("hypothesis", reason="the property tests draw their cases with hypothesis")
 
-from cases import ACTIVATIONS, BLOCK_SIZES, DTYPES, LAYOUTS, activation
+from cases import ACTIVATIONS, BLOCKS, DTYPES, LAYOUTS, activation, packing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -51,7 +51,7 @@ class Weight(NamedTuple):
     k: int
     pattern: str
     density: float
-    block_size: int
+    blocks: int | str
     dtype: torch.dtype
     zeros: bool  # some entries of the mask hold the value 0
     seed: int
@@ -87,7 +87,7 @@ class Weight(NamedTuple):
 
     def matrix(self, device: str) -> CSBMatrix:
         dense, mask = self.dense_and_mask(device)
-        return CSBMatrix.from_dense(dense, mask, block_size=self.block_size)
+        return CSBMatrix.from_dense(dense, mask, **packing(self.blocks))
 
 
 WEIGHT = st.builds(
@@ -96,7 +96,7 @@ WEIGHT = st.builds(
     k=SIZE,
     pattern=st.sampled_from(PATTERNS),
     density=st.one_of(st.sampled_from((0.0, 0.02, 0.1, 0.5, 1.0)), st.floats(0, 1)),
-    block_size=st.sampled_from((*BLOCK_SIZES, 2, 4, 8)),
+    blocks=st.sampled_from((*BLOCKS, 2, 4, 8)),
     dtype=st.sampled_from(DTYPES),
     zeros=st.booleans(),
     seed=st.integers(0, 2**31 - 1),
@@ -165,7 +165,7 @@ def test_products_and_gradients_of_the_weight(device, weight, n, layout, bias, a
 @given(weight=WEIGHT)
 def test_conversions_keep_every_entry_and_nothing_else(device, weight):
     dense, mask = weight.dense_and_mask(device)
-    w = CSBMatrix.from_dense(dense, mask, block_size=weight.block_size)
+    w = CSBMatrix.from_dense(dense, mask, **packing(weight.blocks))
     kept = torch.where(mask, dense, 0)
     w.validate()
     assert w.nnz == int(mask.sum()) and w.values.numel() == int(w.blk_ptr[-1])
@@ -176,9 +176,9 @@ def test_conversions_keep_every_entry_and_nothing_else(device, weight):
     found[at.row, at.col] = True
     assert torch.equal(found, mask)
     others = [
-        CSBMatrix.from_dense(kept.t().contiguous().t(), mask, block_size=weight.block_size),
-        CSBMatrix.from_coo(w.to_coo(), block_size=weight.block_size),
-        CSBMatrix.from_csr(w.to_csr(), block_size=weight.block_size),
+        CSBMatrix.from_dense(kept.t().contiguous().t(), mask, **packing(weight.blocks)),
+        CSBMatrix.from_coo(w.to_coo(), **packing(weight.blocks)),
+        CSBMatrix.from_csr(w.to_csr(), **packing(weight.blocks)),
         CSBMatrix.from_arrays(w.values, w.codes, w.blk_ptr, w.blk_pad, m=w.m, k=w.k, layout=w.layout),
     ]
     for other in others:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import packing
 from compressed_cases import assert_same_state, layer_of, state_of
 from small_net import Net, sparse_net
 from torch import nn
@@ -47,11 +48,11 @@ SHAPES = {
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("block_size", [2, 16, 256])
+@pytest.mark.parametrize("block_size", [2, 16, 256, "bitmap"])
 def test_every_shape_dtype_and_block_size(path, shape, dtype, block_size):
     m, k, density = SHAPES[shape]
     dense = torch.randn(m, k).to(dtype)
-    model = layer_of(CSBMatrix.from_dense(dense, torch.rand(m, k) < density, block_size=block_size))
+    model = layer_of(CSBMatrix.from_dense(dense, torch.rand(m, k) < density, **packing(block_size)))
     save_compressed(model, path)
     fresh = layer_of(CSBMatrix.from_dense(torch.zeros(m, k, dtype=dtype), block_size=64))
     load_compressed(fresh, path)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 import torch
+from cases import packing
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch._dynamo.utils import counters
@@ -31,8 +32,8 @@ def dense_layers(device: str) -> list[nn.Linear]:
     return [layer.to(device) for layer in layers]
 
 
-def sparse(layers: Iterable[nn.Linear]) -> list[CSBLinear]:
-    converted = [CSBLinear.from_dense(layer, block_size=16) for layer in layers]
+def sparse(layers: Iterable[nn.Linear], blocks: int | str = 16) -> list[CSBLinear]:
+    converted = [CSBLinear.from_dense(layer, **packing(blocks)) for layer in layers]
     assert len({layer.values.numel() for layer in converted}) == LAYERS
     return converted
 
@@ -90,13 +91,14 @@ def test_trained_values_do_not_recompile(device: str) -> None:
     assert counter.frame_count == 1
 
 
-def test_layers_compiled_one_by_one_share_their_code(device: str) -> None:
+@pytest.mark.parametrize("blocks", [16, "bitmap"])
+def test_layers_compiled_one_by_one_share_their_code(blocks: int | str, device: str) -> None:
     dense = dense_layers(device)
     inputs = batches(device, 5)
     assert compilations(dense, inputs) == 1
-    assert compilations(sparse(dense), inputs) == 1
-    blocks = [nn.Sequential(layer, nn.ReLU()) for layer in sparse(dense)]
-    assert compilations(blocks, inputs) == 1
+    assert compilations(sparse(dense, blocks), inputs) == 1
+    models = [nn.Sequential(layer, nn.ReLU()) for layer in sparse(dense, blocks)]
+    assert compilations(models, inputs) == 1
 
 
 def test_code_is_shared_only_while_the_compiler_is_told(device: str) -> None:
@@ -131,8 +133,9 @@ def test_a_layer_with_hardly_an_entry_compiles(entries: int, device: str) -> Non
             torch.testing.assert_close(compiled(x), model(x))
 
 
-def test_shared_code_computes_each_layer(device: str) -> None:
-    layers = sparse(dense_layers(device))
+@pytest.mark.parametrize("blocks", [16, "bitmap"])
+def test_shared_code_computes_each_layer(blocks: int | str, device: str) -> None:
+    layers = sparse(dense_layers(device), blocks)
     counter = CompileCounterWithBackend("aot_eager")
     for layer in layers:
         compiled = torch.compile(layer, backend=counter, fullgraph=True)

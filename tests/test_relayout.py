@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from cases import packing
 from torch import nn
 
 from torch_csb import CSBLinear, CSBMatrix, relayout_, sparsify_
@@ -44,22 +45,25 @@ def assert_same_bits(model, before):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("source, target", [(64, 256), (256, 64), (16, 32), (8, 64), (64, 4)])
+@pytest.mark.parametrize(
+    "source, target",
+    [(64, 256), (256, 64), (16, 32), (8, 64), (64, 4), (64, "bitmap"), ("bitmap", 64), (16, "bitmap"), ("bitmap", 256)],
+)
 def test_every_entry_is_where_packing_anew_puts_it(device, shape, source, target):
     weight = torch.randn(shape) * (torch.rand(shape) > 0.8)
     if shape == SHAPES["one entry"]:
         weight = torch.zeros(shape).index_put((torch.tensor([299]), torch.tensor([298])), torch.tensor(3.0))
     weight = weight.to(device)
-    layer = CSBLinear(CSBMatrix.from_dense(weight, block_size=source))
+    layer = CSBLinear(CSBMatrix.from_dense(weight, **packing(source)))
     values = layer.values
-    assert relayout_(layer, block_size=target) == [""]
-    fresh = CSBMatrix.from_dense(weight, block_size=target)
-    assert layer.values is values and layer.block_size == target
+    assert relayout_(layer, **packing(target)) == [""]
+    fresh = CSBMatrix.from_dense(weight, **packing(target))
+    assert layer.values is values and layer.matrix.layout == fresh.layout
     for name in ("values", "codes", "blk_ptr", "blk_pad", "units"):
         assert torch.equal(getattr(layer.matrix, name).detach(), getattr(fresh, name)), name
     assert torch.equal(layer.layout, fresh.layout.to_tensor(device))
     layer.matrix.validate()
-    assert relayout_(layer, block_size=target) == []
+    assert relayout_(layer, **packing(target)) == []
 
 
 def test_zeros_that_are_entries_stay_entries():
@@ -70,8 +74,23 @@ def test_zeros_that_are_entries_stay_entries():
     assert torch.equal(layer.codes, CSBMatrix.from_dense(torch.zeros(50, 70), mask, block_size=64).codes)
 
 
+def test_the_encoding_follows_each_layers_density():
+    model = nn.Sequential(*(nn.Linear(100, 100) for _ in range(2))).bfloat16()
+    for layer, density in zip(model, (0.5, 0.05), strict=True):
+        layer.weight.data *= torch.rand(100, 100) < density
+    sparsify_(model, target="cpu", min_sparsity=0)
+    before = [layer.matrix.to_dense() for layer in model]
+    assert relayout_(model, target="cuda") == ["0", "1"]
+    assert [layer.matrix.layout.encoding for layer in model] == ["bitmap", "codes"]
+    assert all(torch.equal(layer.matrix.to_dense(), dense) for layer, dense in zip(model, before, strict=True))
+    assert relayout_(model, target="cuda", encoding="codes") == ["0"]
+    with pytest.raises(ValueError, match="encoding: expected None or one of codes, bitmap, got 'bits'"):
+        relayout_(model, encoding="bits")
+
+
+@pytest.mark.parametrize("options", [{"target": "cpu"}, {"encoding": "bitmap"}], ids=["larger blocks", "bitmaps"])
 @pytest.mark.parametrize("make", [torch.optim.AdamW, lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9)])
-def test_values_gradients_and_moments_move_together(device, make):
+def test_values_gradients_and_moments_move_together(device, make, options):
     model = sparse_model(device)
     optimizer = make(model.parameters())
     batches = torch.randn(3, 8, 300, device=device, dtype=torch.float64)
@@ -81,7 +100,7 @@ def test_values_gradients_and_moments_move_together(device, make):
         slots = {key: v for key, v in optimizer.state[layer.values].items() if v.shape == layer.values.shape}
         stored = {"values": layer.values.detach(), "grad": layer.values.grad, **slots}
         expected.append({name: dense_values(layer, tensor) for name, tensor in stored.items()})
-    assert relayout_(model, optimizer, target="cpu") == ["0", "2"]
+    assert relayout_(model, optimizer, **options) == ["0", "2"]
     for layer, dense in zip((model[0], model[2]), expected, strict=True):
         slots = optimizer.state[layer.values]
         found = {"values": layer.values.detach(), "grad": layer.values.grad} | {

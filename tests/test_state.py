@@ -6,10 +6,11 @@ import pickle
 
 import pytest
 import torch
+from cases import packing
 from torch import nn
 from torch.nn.utils import prune
 
-from torch_csb import CSBConv2d, CSBLinear
+from torch_csb import CSBConv2d, CSBLinear, CSBMatrix
 
 ARRAYS = ["values", "codes", "blk_ptr", "blk_pad", "layout"]
 
@@ -21,7 +22,7 @@ def dense_layer(sparsity=0.9, dtype=torch.float32, bias=True):
 
 
 def csb_layer(sparsity=0.9, dtype=torch.float32, block_size=16, bias=True):
-    return CSBLinear.from_dense(dense_layer(sparsity, dtype, bias), block_size=block_size)
+    return CSBLinear.from_dense(dense_layer(sparsity, dtype, bias), **packing(block_size))
 
 
 def snapshot(module):
@@ -54,13 +55,16 @@ def test_state_dict_is_plain_tensors():
     assert state["values"].data_ptr() == layer.values.data_ptr()
 
 
-@pytest.mark.parametrize("sparsity, block_size", [(0.9, 16), (0.5, 16), (0.99, 64), (1.1, 32), (0.0, 256)])
-def test_another_pattern_nnz_and_layout_is_adopted(device, sparsity, block_size):
-    layer, source = csb_layer().to(device), csb_layer(sparsity, block_size=block_size)
+@pytest.mark.parametrize(
+    "sparsity, block_size", [(0.9, 16), (0.5, 16), (0.99, 64), (1.1, 32), (0.0, 256), (0.9, "bitmap")]
+)
+@pytest.mark.parametrize("own", [16, "bitmap"])
+def test_another_pattern_nnz_and_layout_is_adopted(device, own, sparsity, block_size):
+    layer, source = csb_layer(block_size=own).to(device), csb_layer(sparsity, block_size=block_size)
     values = layer.values
     assert layer.load_state_dict(source.state_dict()) == ([], [])
     assert layer.values is values and layer.values.device.type == device
-    assert layer.block_size == block_size and layer.nnz == source.nnz
+    assert layer.matrix.layout == source.matrix.layout and layer.nnz == source.nnz
     loaded = snapshot(layer)
     assert all(torch.equal(loaded[name].cpu(), tensor) for name, tensor in snapshot(source).items())
     assert_works_as(layer, source.to_dense(), device)
@@ -77,6 +81,41 @@ def test_loading_shares_no_memory_with_the_state():
             tensor.zero_()
             assert_same_bits(target, before)
             tensor.copy_(saved)
+
+
+def test_codes_and_a_bitmap_of_one_length_are_told_apart():
+    """32 entries in one block: 64 elements either way, and a copy would only change their dtype."""
+    weight = torch.zeros(8, 8)
+    weight[:4] = torch.arange(1.0, 33).view(4, 8)
+    made = {blocks: CSBLinear(CSBMatrix.from_dense(weight, **packing(blocks))) for blocks in (64, "bitmap")}
+    assert len({layer.codes.shape for layer in made.values()}) == 1
+    for blocks, source in made.items():
+        layer = copy.deepcopy(made["bitmap" if blocks == 64 else 64])
+        layer.load_state_dict(source.state_dict())
+        assert layer.codes.dtype == source.codes.dtype and torch.equal(layer.matrix.to_dense(), weight)
+        layer.matrix.validate()
+
+
+def test_a_layer_with_a_bitmap_is_copied_pickled_moved_and_emptied(device):
+    layer = csb_layer(0.5, block_size="bitmap").to(device)
+    x = torch.randn(3, 70, device=device)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer.to("cpu").to(device)):
+        assert twin.matrix.layout.encoding == "bitmap" and torch.equal(twin(x), layer(x))
+    state = {key: tensor.clone() for key, tensor in layer.state_dict().items()}
+    empty = copy.deepcopy(layer).to("meta").to_empty(device=device)
+    with pytest.raises(RuntimeError, match="its tensors are unfilled"):
+        empty(x)
+    empty.load_state_dict(state)
+    assert torch.equal(empty(x), layer(x))
+    wide = copy.deepcopy(layer).double()
+    assert wide.codes.dtype == torch.int64 and wide(x.double()).dtype == torch.float64
+    wide.matrix.validate()
+
+
+def test_a_dense_checkpoint_is_packed_in_the_layers_encoding():
+    layer, source = csb_layer(block_size="bitmap"), dense_layer(0.7)
+    layer.load_state_dict(source.state_dict())
+    assert layer.matrix.layout.encoding == "bitmap" and torch.equal(layer.to_dense().weight, source.weight)
 
 
 def test_the_layer_keeps_its_dtype():

@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from torch_csb import _load  # noqa: F401  (registers the operators)
+from torch_csb.layout import BITMAP_BLOCK
 
 _ops = torch.ops.torch_csb
 
@@ -30,10 +31,10 @@ def _(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, ac
 
 
 @torch.library.register_fake("torch_csb::sddmm")
-def _(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim):
+def _(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, stored, dim):
     if codes.device != a.device:
         raise RuntimeError(f"codes: expected a tensor on {a.device} like a, got one on {codes.device}")
-    return a.new_empty(codes.shape[0] // 2)
+    return a.new_empty(stored)
 
 
 def _blocks(m: int, k: int, block_size: int) -> int:
@@ -48,6 +49,17 @@ def _(dense, mask, block_size):
 @torch.library.register_fake("torch_csb::pack")
 def _(dense, mask, blk_ptr, blk_pad, block_size, stored):
     return dense.new_empty(stored), dense.new_empty(2 * stored, dtype=torch.uint8)
+
+
+@torch.library.register_fake("torch_csb::pack_bitmap")
+def _(dense, mask, blk_ptr, blk_pad, stored):
+    words = BITMAP_BLOCK * _blocks(*dense.shape, BITMAP_BLOCK)
+    return dense.new_empty(stored), dense.new_empty(words, dtype=torch.int64)
+
+
+@torch.library.register_fake("torch_csb::to_codes")
+def _(bitmap, blk_ptr, blk_pad, m, k, stored):
+    return bitmap.new_empty(2 * stored, dtype=torch.uint8)
 
 
 @torch.library.register_fake("torch_csb::unpack")
@@ -91,8 +103,8 @@ def _spmm_flops(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_siz
 
 
 @register_flop_formula(_ops.sddmm)
-def _sddmm_flops(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim, *args, **kwargs) -> int:
-    return codes[0] // 2 * 2 * _columns(a, dim)
+def _sddmm_flops(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, stored, dim, *args, **kwargs) -> int:
+    return 2 * stored * _columns(a, dim)
 
 
 @register_flop_formula([_ops.csr_row_split, _ops.csr_merge, _ops.csr_row_swizzle])

@@ -106,7 +106,7 @@ class _Product(torch.autograd.Function):
 
 
 class _Sampled(torch.autograd.Function):
-    """V = A.B^T at W's entries."""
+    """V = A.B^T at W's entries. ``sizes`` is (m, k, block_size, stored, dim)."""
 
     @staticmethod
     def forward(a, b, codes, blk_ptr, blk_pad, units, sizes):
@@ -144,7 +144,7 @@ class _Sampled(torch.autograd.Function):
             return autograd.sddmm(*pattern, a, b, *sizes)
 
         tensors, dims = (a, b, codes, blk_ptr, blk_pad, units), in_dims[:6]
-        return _each(info.batch_size, dims, tensors, one, a.new_empty(0, _shape(codes, dims[2])[0] // 2))
+        return _each(info.batch_size, dims, tensors, one, a.new_empty(0, sizes[3]))
 
 
 def _shape(tensor: Tensor, batch_dim: int | None) -> list[int]:

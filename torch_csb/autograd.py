@@ -60,7 +60,7 @@ def product_grads(needs, grad, values, x, pattern, sizes, transposed):
     grad_values = grad_x = grad_bias = None
     if needs_values:
         a, b = (x, grad) if transposed else (grad, x)
-        grad_values = sddmm(*pattern, a, b, *sizes)
+        grad_values = sddmm(*pattern, a, b, *sizes[:3], values.shape[0], sizes[3])
     if needs_x:
         other = spmm if transposed else spmm_t
         grad_x = other(values, *pattern, grad, None, *sizes, 0)
@@ -70,7 +70,9 @@ def product_grads(needs, grad, values, x, pattern, sizes, transposed):
 
 
 def sampled_grads(needs, grad, a, b, pattern, sizes):
-    """Gradients of A.B^T at W's entries for a and b, None where ``needs`` says so."""
+    """Gradients of A.B^T at W's entries for a and b, None where ``needs`` says so; ``sizes`` as sddmm takes them."""
+    m, k, block_size, _, dim = sizes
+    sizes = (m, k, block_size, dim)
     grad = grad.contiguous()
     grad_a = spmm(grad, *pattern, b, None, *sizes, 0) if needs[0] else None
     grad_b = spmm_t(grad, *pattern, a, None, *sizes, 0) if needs[1] else None
@@ -108,7 +110,7 @@ class _SpMM(torch.autograd.Function):
 
 
 class _SDDMM(torch.autograd.Function):
-    """V = A.B^T at W's entries."""
+    """V = A.B^T at W's entries. ``sizes`` is (m, k, block_size, stored, dim)."""
 
     @staticmethod
     def forward(ctx, a, b, pattern, sizes):
@@ -195,15 +197,15 @@ def spmm_t(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, di
     return _fast_spmm_t(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, activation)
 
 
-def sddmm(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim) -> torch.Tensor:
+def sddmm(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, stored, dim) -> torch.Tensor:
     """The entries of A.B^T that W stores, ``[stored]``, differentiable in a and b."""
     if (is_dynamo_compiling() or _compiler._is_compiling_flag) and _plain_trace():
-        return _sampled(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim)
+        return _sampled(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, stored, dim)
     if _functorch_active() or forward_ad._current_level >= 0:
-        return _transforms().sampled((codes, blk_ptr, blk_pad, units), a, b, (m, k, block_size, dim))
+        return _transforms().sampled((codes, blk_ptr, blk_pad, units), a, b, (m, k, block_size, stored, dim))
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        return _fast_sddmm_apply(a, b, (codes, blk_ptr, blk_pad, units), (m, k, block_size, dim))
-    return _fast_sddmm(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim)
+        return _fast_sddmm_apply(a, b, (codes, blk_ptr, blk_pad, units), (m, k, block_size, stored, dim))
+    return _fast_sddmm(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, stored, dim)
 
 
 def _transforms() -> ModuleType:
@@ -221,7 +223,7 @@ _library.define(
 )
 _library.define(
     "sampled(Tensor codes, Tensor blk_ptr, Tensor blk_pad, Tensor units, Tensor a, Tensor b, "
-    "int m, int k, int block_size, int dim) -> Tensor"
+    "int m, int k, int block_size, SymInt stored, int dim) -> Tensor"
 )
 
 
@@ -236,8 +238,8 @@ def _(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, ac
 
 
 @torch.library.impl(_library, "sampled", "CompositeImplicitAutograd")
-def _(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim):
-    pattern, sizes = (codes, blk_ptr, blk_pad, units), (m, k, block_size, dim)
+def _(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, stored, dim):
+    pattern, sizes = (codes, blk_ptr, blk_pad, units), (m, k, block_size, stored, dim)
     if _functorch_active() or forward_ad._current_level >= 0:
         return _transforms().sampled(pattern, a, b, sizes)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):

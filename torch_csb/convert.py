@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from torch_csb import _load  # noqa: F401  (registers the operators)
-from torch_csb.layout import Layout
+from torch_csb.layout import BITMAP_BLOCK, ENCODINGS, Layout, make_bitmap
 from torch_csb.validate import INT32_MAX, VALUE_DTYPES
 
 if TYPE_CHECKING:
@@ -17,17 +18,49 @@ if TYPE_CHECKING:
 
 
 TARGETS = ("auto", "cpu", "cuda")
+MIN_BITMAP_DENSITY = 0.28
 
 
-def choose_layout(block_size: int | None, target: str) -> Layout:
+def choose_encoding(cuda: bool, block_size: int, dtype: torch.dtype, nnz: int, elements: int) -> str:
+    """``"bitmap"`` where the GPU's kernels for 16 bits take one and it saves enough traffic, else ``"codes"``.
+
+    A bitmap costs a bit for each element, zeros too, and codes cost 16 for each entry, so that a bitmap is the smaller
+    one above a density of 1/16. Expanding it costs the zeros something as well, hence the larger MIN_BITMAP_DENSITY.
+    """
+    dense_enough = elements > 0 and nnz >= MIN_BITMAP_DENSITY * elements
+    suits = cuda and block_size == BITMAP_BLOCK and dtype.itemsize == 2
+    return "bitmap" if suits and dense_enough else "codes"
+
+
+@dataclass(frozen=True)
+class LayoutRule:
+    """What decides the layout of a matrix whose entries are still to be counted."""
+
+    block_size: int
+    cuda: bool
+    encoding: str | None
+
+    def layout(self, dtype: torch.dtype, nnz: int, elements: int) -> Layout:
+        encoding = self.encoding or choose_encoding(self.cuda, self.block_size, dtype, nnz, elements)
+        return Layout.of_block_size(self.block_size, encoding)
+
+
+def choose_layout(block_size: int | None, target: str, encoding: str | None = None) -> LayoutRule:
     """The layout for a matrix that will run on ``target`` ("auto": CUDA where torch has it).
 
     GPUs expand a 64 x 64 block into shared memory; CPUs want long runs of a row within one block.
     """
     cuda = is_cuda(target)
+    if encoding is not None and encoding not in ENCODINGS:
+        raise ValueError(f"encoding: expected None or one of {', '.join(ENCODINGS)}, got {encoding!r}")
     if block_size is None:
-        block_size = 64 if cuda else 256
-    return Layout.of_block_size(block_size)
+        block_size = 64 if cuda or encoding == "bitmap" else 256
+    Layout.of_block_size(block_size, encoding or "codes")  # refuses what no layout has
+    return LayoutRule(block_size, cuda, encoding)
+
+
+def _settled(layout: Layout | LayoutRule, dtype: torch.dtype, nnz: int, elements: int) -> Layout:
+    return layout.layout(dtype, nnz, elements) if isinstance(layout, LayoutRule) else layout
 
 
 def is_cuda(target: str) -> bool:
@@ -53,6 +86,13 @@ def is_entry(blk_ptr: torch.Tensor, blk_pad: torch.Tensor) -> torch.Tensor:
     return mark
 
 
+def entry_codes(w: CSBMatrix) -> torch.Tensor:
+    """uint8 ``[2 * stored]``: the codes of W's entries in their order, whatever the encoding."""
+    if w.layout.encoding == "codes":
+        return w.codes
+    return torch.ops.torch_csb.to_codes(w.codes, w.blk_ptr, w.blk_pad, w.m, w.k, w.values.numel())
+
+
 def _prefix(counts: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
     """(blk_ptr, blk_pad) of blocks with these many entries, on the host."""
     counts = counts.to(torch.int64)
@@ -70,7 +110,7 @@ def count_kept(w: torch.Tensor, mask: torch.Tensor | None) -> int:
     return int(torch.ops.torch_csb.count(w, mask, 64).sum(dtype=torch.int64))
 
 
-def pack_dense(w: torch.Tensor, mask: torch.Tensor | None, layout: Layout) -> dict[str, Any]:
+def pack_dense(w: torch.Tensor, mask: torch.Tensor | None, layout: Layout | LayoutRule) -> dict[str, Any]:
     if w.dtype not in VALUE_DTYPES:
         raise ValueError(f"w: expected dtype float64, float32, bfloat16 or float16, got {w.dtype}")
     if w.dim() != 2:
@@ -83,11 +123,15 @@ def pack_dense(w: torch.Tensor, mask: torch.Tensor | None, layout: Layout) -> di
     m, k = w.shape
     block_size = layout.block_size
     counts = torch.ops.torch_csb.count(w, mask, block_size).cpu()
+    layout = _settled(layout, w.dtype, int(counts.sum(dtype=torch.int64)), m * k)
     blk_ptr, blk_pad = _prefix(counts, layout)
     units = torch.ops.torch_csb.plan(blk_ptr, blk_pad, -(-m // block_size), -(-k // block_size)).to(w.device)
     stored = int(blk_ptr[-1])
     blk_ptr, blk_pad = blk_ptr.to(w.device), blk_pad.to(w.device)
-    values, codes = torch.ops.torch_csb.pack(w, mask, blk_ptr, blk_pad, block_size, stored)
+    if layout.encoding == "bitmap":
+        values, codes = torch.ops.torch_csb.pack_bitmap(w, mask, blk_ptr, blk_pad, stored)
+    else:
+        values, codes = torch.ops.torch_csb.pack(w, mask, blk_ptr, blk_pad, block_size, stored)
     return {
         "values": values,
         "codes": codes,
@@ -101,7 +145,7 @@ def pack_dense(w: torch.Tensor, mask: torch.Tensor | None, layout: Layout) -> di
 
 
 def pack_entries(
-    row: torch.Tensor, col: torch.Tensor, values: torch.Tensor, m: int, k: int, layout: Layout
+    row: torch.Tensor, col: torch.Tensor, values: torch.Tensor, m: int, k: int, layout: Layout | LayoutRule
 ) -> dict[str, Any]:
     """Packs entries in any order; no coordinate may occur twice.
 
@@ -112,6 +156,7 @@ def pack_entries(
     if values.dtype not in VALUE_DTYPES:
         raise ValueError(f"values: expected dtype float64, float32, bfloat16 or float16, got {values.dtype}")
     values = values.detach()
+    layout = _settled(layout, values.dtype, len(row), m * k)
     shift, block_size = layout.block_shift, layout.block_size
     mb, kb = -(-m // block_size), -(-k // block_size)
     for name, index, size in (("row", row, m), ("col", col, k)):
@@ -121,7 +166,7 @@ def pack_entries(
             )
     block = (row >> shift) * kb + (col >> shift)
     local_row, local_col = row & (block_size - 1), col & (block_size - 1)
-    key, order = ((block << 2 * shift) | (local_row << shift) | local_col).sort()
+    key, order = ((block << 2 * shift) | layout.rank(local_row, local_col)).sort()
     twice = key[1:] == key[:-1]
     if bool(twice.any()):
         e = int(order[int(twice.int().argmax())])
@@ -137,11 +182,15 @@ def pack_entries(
     stored = int(host_ptr[-1])
     packed = values.new_zeros(stored)
     packed[place] = values[order]
-    codes = torch.zeros(stored, 2, dtype=torch.uint8, device=values.device)
-    codes[place] = layout.encode(local_row, local_col).view(-1, 2)
+    if layout.encoding == "bitmap":
+        codes = make_bitmap(block, local_row, local_col, mb * kb)
+    else:
+        pairs = torch.zeros(stored, 2, dtype=torch.uint8, device=values.device)
+        pairs[place] = layout.encode(local_row, local_col).view(-1, 2)
+        codes = pairs.view(-1)
     return {
         "values": packed,
-        "codes": codes.view(-1),
+        "codes": codes,
         "blk_ptr": blk_ptr,
         "blk_pad": blk_pad,
         "units": units,
@@ -151,7 +200,7 @@ def pack_entries(
     }
 
 
-def pack_coo(w: torch.Tensor, layout: Layout) -> dict[str, Any]:
+def pack_coo(w: torch.Tensor, layout: Layout | LayoutRule) -> dict[str, Any]:
     if w.layout != torch.sparse_coo or w.dim() != 2:
         raise ValueError(f"w: expected a torch.sparse_coo matrix, got {w.layout} of shape {tuple(w.shape)}")
     w = w.detach().coalesce()
@@ -159,7 +208,7 @@ def pack_coo(w: torch.Tensor, layout: Layout) -> dict[str, Any]:
     return pack_entries(row, col, w.values(), *w.shape, layout)
 
 
-def pack_csr(w: torch.Tensor, layout: Layout) -> dict[str, Any]:
+def pack_csr(w: torch.Tensor, layout: Layout | LayoutRule) -> dict[str, Any]:
     if w.layout != torch.sparse_csr or w.dim() != 2:
         raise ValueError(f"w: expected a torch.sparse_csr matrix, got {w.layout} of shape {tuple(w.shape)}")
     w = w.detach()
@@ -168,7 +217,7 @@ def pack_csr(w: torch.Tensor, layout: Layout) -> dict[str, Any]:
     return pack_entries(row, w.col_indices().to(torch.int64), w.values(), *w.shape, layout)
 
 
-def pack_scipy(w: scipy.sparse.spmatrix | scipy.sparse.sparray, layout: Layout) -> dict[str, Any]:
+def pack_scipy(w: scipy.sparse.spmatrix | scipy.sparse.sparray, layout: Layout | LayoutRule) -> dict[str, Any]:
     coo = w.tocoo(copy=True)
     if len(coo.shape) != 2:
         raise ValueError(f"w: expected a matrix, got shape {coo.shape}")
@@ -181,14 +230,22 @@ def unpack_dense(w: CSBMatrix) -> torch.Tensor:
     return torch.ops.torch_csb.unpack(w.values.detach(), w.codes, w.blk_ptr, w.blk_pad, w.m, w.k, w.block_size)
 
 
+def local_coordinates(w: CSBMatrix) -> tuple[torch.Tensor, torch.Tensor]:
+    """int32 (row, col) of every entry inside its block, padding left out, in entry order."""
+    row, col = w.layout.decode(entry_codes(w))
+    entry = w.is_entry
+    return row[entry], col[entry]
+
+
 def coordinates(w: CSBMatrix) -> tuple[torch.Tensor, torch.Tensor]:
     """int64 (row, col) of every entry of the untransposed matrix, padding left out, in entry order."""
     kb = -(-w.k // w.block_size)
     counts = w.blk_ptr.diff().to(torch.int64) - w.blk_pad
     block = torch.repeat_interleave(torch.arange(len(counts), device=w.device), counts)
+    row, col = local_coordinates(w)
     return (
-        torch.div(block, max(kb, 1), rounding_mode="floor") * w.block_size + w.row_ind,
-        block % max(kb, 1) * w.block_size + w.col_ind,
+        torch.div(block, max(kb, 1), rounding_mode="floor") * w.block_size + row,
+        block % max(kb, 1) * w.block_size + col,
     )
 
 

@@ -96,7 +96,7 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
     dtype = str(w.dtype).removeprefix("torch.")
     item, accumulator = w.values.element_size(), 8 if w.dtype == torch.float64 else 4
     stored, num_units = w.values.numel(), w.units.shape[1] - 1
-    pattern = stored * 2 + (w.blk_ptr.numel() + w.units.numel()) * 4 + w.blk_pad.numel()
+    pattern = w.codes.nbytes + (w.blk_ptr.numel() + w.units.numel()) * 4 + w.blk_pad.numel()
     activations = (w.m + w.k) * batch * item
 
     chip = ()
@@ -116,8 +116,9 @@ def explain(layer: CSBLinear | CSBConv2d | CSBMatrix, batch: int) -> Explanation
     balances = [_balance(_plan, w, column_major) for column_major in (False, True)]
     for operator, features, depth, balance in (("spmm", w.m, w.k, balances[0]), ("spmm_t", w.k, w.m, balances[1])):
         strips = -(-features // w.block_size)
-        pieces = item != 2 or not 2 <= batch <= 8 or depth % 8 == 0
-        forms = (-(-depth // w.block_size), pieces, *chip[1:]) if chip else ()
+        bitmap = w.layout.encoding == "bitmap"
+        pieces = item != 2 or not (1 if bitmap else 2) <= batch <= (16 if bitmap else 8) or depth % 8 == 0
+        forms = (-(-depth // w.block_size), pieces, *chip[1:], bitmap) if chip else ()
         choice = choose_spmm(dtype, w.block_size, strips, num_units, batch, *given(features, depth), *forms)
         split = bool(choice.split) and num_units > 1
         workspace = (num_units + strips) * w.block_size * batch * accumulator if split else 0

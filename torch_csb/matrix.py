@@ -18,20 +18,22 @@ class CSBMatrix:
     """A matrix W (m x k) in Compressed Sparse Blocks, or, after :meth:`t`, its transpose.
 
     W is cut into ``block_size`` x ``block_size`` blocks. The blocks' entries stand one after the
-    other, each with a value and a 16-bit code of its place inside the block; ``blk_ptr`` is the
-    prefix of the blocks' sizes. docs/format.md holds the numbered contract.
+    other, each with a value; where they stand inside the block a 16-bit code tells each of them, or a
+    bitmap all of them. ``blk_ptr`` is the prefix of the blocks' sizes. docs/format.md holds the
+    numbered contract.
 
     The constructor takes trusted tensors as they are. Use :meth:`from_dense`, :meth:`from_csr`,
     :meth:`from_coo`, :meth:`from_scipy`, or :meth:`from_arrays` for arrays of unknown origin.
 
     Attributes:
         values: ``[stored]``, float64, float32, bfloat16 or float16; padding entries included.
-        codes: uint8 ``[2 * stored]``, little-endian 16-bit codes.
+        codes: uint8 ``[2 * stored]``, little-endian 16-bit codes, or, by the layout's encoding, int64
+            ``[mb * kb * 64]``, a bitmap of 4096 bits for each block.
         blk_ptr: int32 ``[mb * kb + 1]``; ``mb = ceil(m / block_size)``, ``kb = ceil(k / block_size)``.
         blk_pad: uint8 ``[mb * kb]``, padding entries at the end of each block.
         units: int32 ``[2, num_units + 1]``, the plan: first block of each work unit, in row-major
             and in column-major block order.
-        layout: block size, entry order and alignment.
+        layout: block size, entry order with the encoding, and alignment.
 
     Source: Buluc, Fineman, Frigo, Gilbert, Leiserson, "Parallel sparse matrix-vector and
     matrix-transpose-vector multiplication using compressed sparse blocks", SPAA 2009.
@@ -67,6 +69,7 @@ class CSBMatrix:
         *,
         block_size: int | None = None,
         target: str = "auto",
+        encoding: str | None = None,
     ) -> CSBMatrix:
         """Packs a dense matrix.
 
@@ -76,29 +79,38 @@ class CSBMatrix:
                 the elements that compare unequal to zero are stored (NaN is).
             block_size: a power of two from 2 to 256; default by ``target`` and device.
             target: ``"cpu"``, ``"cuda"`` or ``"auto"`` (CUDA where torch has it), where the matrix will run.
+            encoding: ``"codes"``, or ``"bitmap"`` in blocks of 64; default by target, dtype and density.
 
         Raises:
-            ValueError: ``target`` or ``block_size`` is not one of the above.
+            ValueError: ``target``, ``block_size`` or ``encoding`` is not one of the above.
             RuntimeError: wrong dtype, device or shape.
         """
-        return CSBMatrix(**convert.pack_dense(w, mask, convert.choose_layout(block_size, target)))
+        return CSBMatrix(**convert.pack_dense(w, mask, convert.choose_layout(block_size, target, encoding)))
 
     @staticmethod
-    def from_coo(w: torch.Tensor, *, block_size: int | None = None, target: str = "auto") -> CSBMatrix:
+    def from_coo(
+        w: torch.Tensor, *, block_size: int | None = None, target: str = "auto", encoding: str | None = None
+    ) -> CSBMatrix:
         """Packs a ``torch.sparse_coo`` matrix; duplicate coordinates are added up, explicit zeros stay."""
-        return CSBMatrix(**convert.pack_coo(w, convert.choose_layout(block_size, target)))
+        return CSBMatrix(**convert.pack_coo(w, convert.choose_layout(block_size, target, encoding)))
 
     @staticmethod
-    def from_csr(w: torch.Tensor, *, block_size: int | None = None, target: str = "auto") -> CSBMatrix:
+    def from_csr(
+        w: torch.Tensor, *, block_size: int | None = None, target: str = "auto", encoding: str | None = None
+    ) -> CSBMatrix:
         """Packs a ``torch.sparse_csr`` matrix; explicit zeros stay entries."""
-        return CSBMatrix(**convert.pack_csr(w, convert.choose_layout(block_size, target)))
+        return CSBMatrix(**convert.pack_csr(w, convert.choose_layout(block_size, target, encoding)))
 
     @staticmethod
     def from_scipy(
-        w: scipy.sparse.spmatrix | scipy.sparse.sparray, *, block_size: int | None = None, target: str = "auto"
+        w: scipy.sparse.spmatrix | scipy.sparse.sparray,
+        *,
+        block_size: int | None = None,
+        target: str = "auto",
+        encoding: str | None = None,
     ) -> CSBMatrix:
         """Packs any SciPy sparse matrix; duplicates are added up, explicit zeros stay entries."""
-        return CSBMatrix(**convert.pack_scipy(w, convert.choose_layout(block_size, target)))
+        return CSBMatrix(**convert.pack_scipy(w, convert.choose_layout(block_size, target, encoding)))
 
     @staticmethod
     def from_arrays(
@@ -161,12 +173,12 @@ class CSBMatrix:
     @property
     def row_ind(self) -> torch.Tensor:
         """int32 ``[nnz]``: row of each entry inside its block, in entry order, padding left out."""
-        return self.layout.decode(self.codes)[0][self.is_entry]
+        return convert.local_coordinates(self)[0]
 
     @property
     def col_ind(self) -> torch.Tensor:
         """int32 ``[nnz]``: column of each entry inside its block, in entry order, padding left out."""
-        return self.layout.decode(self.codes)[1][self.is_entry]
+        return convert.local_coordinates(self)[1]
 
     def t(self) -> CSBMatrix:
         """The transpose: a view of the same arrays, without a pass over them."""

@@ -95,7 +95,8 @@ def sddmm(w: CSBMatrix, a: torch.Tensor, b: torch.Tensor, *, dim: int = -1) -> t
     """
     if w.transposed:
         a, b = b, a
-    return autograd.sddmm(w.codes, w.blk_ptr, w.blk_pad, w.units, a, b, w.m, w.k, w.block_size, dim)
+    stored = w.values.numel()
+    return autograd.sddmm(w.codes, w.blk_ptr, w.blk_pad, w.units, a, b, w.m, w.k, w.block_size, stored, dim)
 
 
 def linear(

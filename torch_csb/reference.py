@@ -50,8 +50,33 @@ def encode(row: Tensor, col: Tensor, block_size: int) -> Tensor:
     return torch.stack((code & 255, code >> 8), dim=-1).to(torch.uint8).reshape(-1)
 
 
+def bitmap_place() -> Tensor:
+    """``row * 64 + col`` of each of the 4096 bits of a block, from the lowest one of the first word on."""
+    bit = torch.arange(64 * 64)
+    word, bit = bit // 32, bit % 32
+    row = 16 * (word // 8 % 4) + word % 8 + 8 * (bit % 2)
+    col = 16 * (word // 32) + 4 * (bit // 2 % 4) + bit // 8
+    return row * 64 + col
+
+
+def decode_bitmap(w: CSBMatrix) -> Entries:
+    """Global coordinates of every entry of a bitmap, by quarter, row and column inside a block."""
+    bits = w.codes.view(-1, 64, 1) >> torch.arange(64, device=w.codes.device) & 1
+    dense = torch.zeros(bits.shape[0], 64 * 64, dtype=torch.bool, device=bits.device)
+    dense[:, bitmap_place().to(bits.device)] = bits.flatten(1).bool()
+    quarters = dense.view(-1, 64, 4, 16).transpose(1, 2)
+    block, quarter, row, col = quarters.nonzero(as_tuple=True)
+    first = quarters.flatten(1).sum(1).cumsum(0).roll(1)
+    first[:1] = 0
+    index = w.blk_ptr.long()[block] + torch.arange(block.numel(), device=block.device) - first[block]
+    block_columns = max(-(-w.k // 64), 1)
+    return Entries(row + block // block_columns * 64, 16 * quarter + col + block % block_columns * 64, index)
+
+
 def decode(w: CSBMatrix) -> Entries:
     """Global coordinates of every entry, in entry order."""
+    if w.codes.dtype == torch.int64:
+        return decode_bitmap(w)
     pair = w.codes.view(-1, 2).long()
     code = pair[:, 0] + 256 * pair[:, 1]
     row = code // w.block_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torch_csb.layout import Layout
+from torch_csb.layout import BITMAP_BLOCK, Layout, count_bits, full_bitmap
 
 VALUE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INT32_MAX = 2**31 - 1
@@ -65,8 +65,11 @@ def validate_arrays(
     _require(stored >= 0, 2, f"blk_ptr: expected a non-negative end, got {stored}")
     # The two may contradict each other, and nothing here can tell which of them is wrong.
     _vector(values, "values", 6, VALUE_DTYPES, stored, " as blk_ptr ends")
-    _vector(codes, "codes", 3, (torch.uint8,), 2 * stored, " as blk_ptr ends")
-    _require(codes.data_ptr() % 2 == 0, 3, "codes: expected data aligned to 2 bytes")
+    bitmap = layout.encoding == "bitmap"
+    by = " for the blocks" if bitmap else " as blk_ptr ends"
+    _vector(codes, "codes", 3, (layout.codes_dtype,), layout.codes_length(stored, blocks), by)
+    alignment = 8 if bitmap else 2
+    _require(codes.data_ptr() % alignment == 0, 3, f"codes: expected data aligned to {alignment} bytes")
     if not blocks:
         return
     misaligned = blk_ptr % layout.alignment != 0
@@ -85,14 +88,42 @@ def validate_arrays(
         f"blk_ptr: block {int(counts.argmax())} holds {int(counts.max())} entries, has {block_size**2} elements",
     )
 
-    # The codes (3, 4, 5).
-    if stored == 0:
+    if bitmap:
+        _check_bitmap(codes, counts, m, k)
+    if stored == 0 or (bitmap and not strict):
         return
-    row, col = layout.decode(codes)
-    _require(int(row.max()) < block_size, 3, f"codes: expected rows below {block_size}, got {int(row.max())}")
     block = torch.repeat_interleave(torch.arange(blocks, device=blk_ptr.device, dtype=torch.int32), sizes)
     offset = torch.arange(stored, device=blk_ptr.device, dtype=torch.int32) - blk_ptr[:-1][block]
     entry = offset < counts.to(torch.int32)[block]
+    if not bitmap:
+        _check_codes(codes, block, entry, m, k, layout)
+    if strict:
+        _require(not bool((values[~entry] != 0).any()), 5, "values: expected padding entries to be 0")
+
+
+def _check_bitmap(codes: torch.Tensor, counts: torch.Tensor, m: int, k: int) -> None:
+    """Invariants 3 and 4 of a bitmap: as many bits as entries, none outside the matrix."""
+    mb, kb = -(-m // BITMAP_BLOCK), -(-k // BITMAP_BLOCK)
+    words = codes.view(mb, kb, -1)
+    rows, cols = m - (mb - 1) * BITMAP_BLOCK, k - (kb - 1) * BITMAP_BLOCK
+    beyond = torch.zeros(mb, kb, dtype=torch.bool, device=codes.device)
+    beyond[-1] |= (words[-1] & ~full_bitmap(rows, BITMAP_BLOCK, codes.device)).any(-1)
+    beyond[:, -1] |= (words[:, -1] & ~full_bitmap(BITMAP_BLOCK, cols, codes.device)).any(-1)
+    if bool(beyond.any()):
+        b = int(beyond.flatten().int().argmax())
+        _require(False, 4, f"codes: the bitmap of block {b} has bits outside the {m} x {k} matrix")
+    bits = count_bits(words).sum(-1).flatten()
+    if bool((bits != counts).any()):
+        b = int((bits != counts).int().argmax())
+        _require(False, 3, f"codes: expected {int(counts[b])} bits in block {b} as blk_ptr says, got {int(bits[b])}")
+
+
+def _check_codes(codes: torch.Tensor, block: torch.Tensor, entry: torch.Tensor, m: int, k: int, layout: Layout) -> None:
+    """Invariants 3, 4 and 5 of codes. Each belongs to its ``block``, and to an entry where ``entry`` says so."""
+    block_size = layout.block_size
+    kb = -(-k // block_size)
+    row, col = layout.decode(codes)
+    _require(int(row.max()) < block_size, 3, f"codes: expected rows below {block_size}, got {int(row.max())}")
     outside = entry & (((block // kb) * block_size + row >= m) | ((block % kb) * block_size + col >= k))
     if bool(outside.any()):
         e = int(outside.int().argmax())
@@ -103,14 +134,11 @@ def validate_arrays(
     not_after = follows & (place[1:] <= place[:-1])
     if bool(not_after.any()):
         _report_disorder(int(not_after.int().argmax()) + 1, place, block, entry, block_size, kb, layout)
-    padding = ~entry
     _require(
-        not bool((row | col)[padding].any()),
+        not bool((row | col)[~entry].any()),
         5,
         "codes: expected the padding entries that blk_pad counts to have code 0",
     )
-    if strict:
-        _require(not bool((values[padding] != 0).any()), 5, "values: expected padding entries to be 0")
 
 
 def _report_disorder(

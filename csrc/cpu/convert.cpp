@@ -128,6 +128,61 @@ void unpack_block_row(const ConvertProblem& p, int64_t block_row) {
   }
 }
 
+constexpr int32_t kBitmapShift = 6;
+
+// Calls visit(row, first column, column behind the last) for the rows of each quarter, in quarter_major order, for the
+// part of a block inside the matrix.
+template <typename Visit>
+void for_quarter_rows(const CsbView& w, int32_t block, const Visit& visit) {
+  const int32_t rows = min_of(w.m - (block / w.kb << kBitmapShift), 1 << kBitmapShift);
+  const int32_t cols = min_of(w.k - (block % w.kb << kBitmapShift), 1 << kBitmapShift);
+  for (int32_t first = 0; first < cols; first += 16) {
+    for (int32_t row = 0; row < rows; ++row) visit(row, first, min_of(first + 16, cols));
+  }
+}
+
+template <typename Bits>
+void pack_bitmap_block(const ConvertProblem& p, int32_t block) {
+  uint32_t* words = p.bitmap + int64_t{block} * kBitmapWords;
+  std::fill_n(words, kBitmapWords, 0);
+  Bits* values = static_cast<Bits*>(p.values);
+  const int32_t first_row = block / p.w.kb << kBitmapShift;
+  int32_t e = p.w.begin(block);
+  const int32_t end = p.w.end(block);
+  for_quarter_rows(p.w, block, [&](int32_t row, int32_t first, int32_t last) {
+    const Segment<Bits> s = segment<Bits>(p, first_row + row, block % p.w.kb);
+    for (int32_t col = first; col < last; ++col) {
+      const Bits weight = s.weight[col * p.stride_col];
+      if ((s.mask != nullptr ? s.mask[col * p.mask_stride_col] == 0 : is_zero(weight)) || e >= end) continue;
+      words[bitmap_word(row, col)] |= uint32_t{1} << bitmap_bit(row, col);
+      values[e++] = weight;
+    }
+  });
+  for (; e < p.w.blk_ptr[block + 1]; ++e) values[e] = 0;
+}
+
+template <typename Bits>
+void pack_bitmap_block_row(const ConvertProblem& p, int64_t block_row) {
+  for (int32_t col = 0; col < p.w.kb; ++col) {
+    pack_bitmap_block<Bits>(p, static_cast<int32_t>(block_row) * p.w.kb + col);
+  }
+}
+
+void codes_of_block(const ConvertProblem& p, int32_t block) {
+  const uint32_t* words = p.w.bitmap + int64_t{block} * kBitmapWords;
+  int32_t e = p.w.begin(block);
+  const int32_t end = p.w.end(block);
+  for_quarter_rows(p.w, block, [&](int32_t row, int32_t first, int32_t last) {
+    const uint32_t word = words[bitmap_word(row, first)];
+    if (word == 0) return;
+    for (int32_t col = first; col < last; ++col) {
+      if ((word >> bitmap_bit(row, col) & 1) == 0 || e >= end) continue;
+      p.codes[e++] = static_cast<uint16_t>(encode(row, col, kBitmapShift));
+    }
+  });
+  for (; e < p.w.blk_ptr[block + 1]; ++e) p.codes[e] = 0;
+}
+
 // Calls one of the three for every block row of a range.
 template <typename Two, typename Four, typename Eight>
 void for_block_rows(const ConvertProblem& p, int64_t begin, int64_t end, Two two, Four four, Eight eight) {
@@ -162,6 +217,15 @@ void pack(const ConvertProblem& p, int64_t begin, int64_t end) {
 
 void unpack(const ConvertProblem& p, int64_t begin, int64_t end) {
   for_block_rows(p, begin, end, unpack_block_row<uint16_t>, unpack_block_row<uint32_t>, unpack_block_row<uint64_t>);
+}
+
+void pack_bitmap(const ConvertProblem& p, int64_t begin, int64_t end) {
+  for_block_rows(p, begin, end, pack_bitmap_block_row<uint16_t>, pack_bitmap_block_row<uint32_t>,
+                 pack_bitmap_block_row<uint64_t>);
+}
+
+void to_codes(const ConvertProblem& p, int64_t begin, int64_t end) {
+  for (int64_t block = begin * p.w.kb; block < end * p.w.kb; ++block) codes_of_block(p, static_cast<int32_t>(block));
 }
 
 }  // namespace csb::cpu

@@ -65,6 +65,14 @@ inline void column_block(const uint16_t* codes, const float* values, int32_t cou
       }
       const __mmask16 present = first_lanes(static_cast<int32_t>(end - at));
       const __m512i row = _mm512_srli_epi32(_mm512_loadu_si512(at), 16);
+      // In quarter_major order a row may come back among the sixteen, which a scatter would add but once.
+      const __m512i row_before = _mm512_alignr_epi32(row, _mm512_set1_epi32(-1), 15);
+      if (_mm512_mask_cmple_epi32_mask(present, row, row_before) != 0) {
+        alignas(64) float sums[16];
+        _mm512_store_ps(sums, sum_lanes(sum));
+        for (int i = 0; i < 16 && at + i < end; ++i) out[at[i] >> 16] += sums[i];
+        continue;
+      }
       const __m512 before = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), present, row, out, 4);
       _mm512_mask_i32scatter_ps(out, present, row, _mm512_add_ps(before, sum_lanes(sum)), 4);
     }

@@ -85,9 +85,10 @@ struct ConvertProblem {
   const uint8_t* mask;  // bool, same shape, may be null
   int64_t mask_stride_row;
   int64_t mask_stride_col;
-  int32_t* counts;  // count: [mb * kb], kept elements of each block
-  uint16_t* codes;  // pack: [blk_ptr[mb * kb]], padding gets 0
-  void* values;     // pack writes (padding gets 0), unpack reads
+  int32_t* counts;   // count: [mb * kb], kept elements of each block
+  uint16_t* codes;   // pack and to_codes: [blk_ptr[mb * kb]], padding gets 0
+  uint32_t* bitmap;  // pack_bitmap: [mb * kb][128]
+  void* values;      // pack and pack_bitmap write (padding gets 0), unpack reads
 };
 
 }  // namespace csb

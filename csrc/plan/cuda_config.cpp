@@ -113,9 +113,32 @@ CudaSpmmConfig choose_rows(int32_t strips, int32_t num_units, int64_t columns, c
           "rows: rows of Y stay in registers while other warps sort their entries; work units balanced by nonzeros"};
 }
 
+struct FewColumnsReasons {
+  const char* cluster;
+  const char* units;
+  const char* whole;
+};
+
+constexpr FewColumnsReasons few_columns_reasons(CudaKernel kernel) {
+  if (kernel == CudaKernel::kSpmv) {
+    return {"spmv: every lane has sums of its own; the strips are even, a cluster shares one",
+            "spmv: every lane has sums of its own; work units balanced by nonzeros",
+            "spmv: every lane has sums of its own; one work unit, nothing to split"};
+  }
+  if (kernel == CudaKernel::kBitmap) {
+    return {nullptr,
+            "bitmap: a warp expands a block alone into the tensor cores' registers; work units balanced by nonzeros",
+            "bitmap: a warp expands a block alone into the tensor cores' registers; one work unit, nothing to split"};
+  }
+  return {"narrow: a warp expands a block alone and multiplies it; the strips are even, a cluster shares one",
+          "narrow: a warp expands a block alone and multiplies it; work units balanced by nonzeros",
+          "narrow: a warp expands a block alone and multiplies it; one work unit, nothing to split"};
+}
+
 // With few columns a call takes microseconds, and a second kernel that joins shared strips is a good part of
 // them. Where strips are even the thread blocks of a cluster share one and join it themselves; a pattern
-// of very many blocks is better cut into units, whose borders need not be those of strips.
+// of very many blocks is better cut into units, whose borders need not be those of strips. A bitmap's blocks
+// take so long that a cluster saves nothing.
 CudaSpmmConfig choose_few_columns(CudaKernel kernel, DType dtype, int32_t strips, int32_t blocks_per_strip,
                                   int32_t num_units, int32_t tile_n, const Chip& chip) {
   const bool spmv = kernel == CudaKernel::kSpmv;
@@ -124,20 +147,13 @@ CudaSpmmConfig choose_few_columns(CudaKernel kernel, DType dtype, int32_t strips
   int64_t cluster = min_of<int64_t>(kMaxCluster, thread_blocks / max_of(1, strips));
   if (!small_sums) cluster = cluster / 2 * 2;
   const bool small = int64_t{strips} * blocks_per_strip <= kMaxClusterBlocks;
-  const bool quick = spmv || is_16_bit(dtype);  // so that what a join costs is seen
+  const bool quick = kernel != CudaKernel::kBitmap && (spmv || is_16_bit(dtype));  // so that what a join costs is seen
+  const FewColumnsReasons reasons = few_columns_reasons(kernel);
   if (chip.hopper && quick && small && num_units % 2 == 0 && cluster >= 2) {
-    return {kernel, tile_n, false, static_cast<int32_t>(cluster),
-            spmv ? "spmv: every lane has sums of its own; the strips are even, a cluster shares one"
-                 : "narrow: a warp expands a block alone and multiplies it; the strips are even, a cluster shares one"};
+    return {kernel, tile_n, false, static_cast<int32_t>(cluster), reasons.cluster};
   }
-  if (num_units > 1) {
-    return {kernel, tile_n, true, 1,
-            spmv ? "spmv: every lane has sums of its own; work units balanced by nonzeros"
-                 : "narrow: a warp expands a block alone and multiplies it; work units balanced by nonzeros"};
-  }
-  return {kernel, tile_n, false, 1,
-          spmv ? "spmv: every lane has sums of its own; one work unit, nothing to split"
-               : "narrow: a warp expands a block alone and multiplies it; one work unit, nothing to split"};
+  if (num_units > 1) return {kernel, tile_n, true, 1, reasons.units};
+  return {kernel, tile_n, false, 1, reasons.whole};
 }
 
 int64_t most_splits(DType dtype, int64_t stored) {
@@ -166,6 +182,9 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
   if (panel.features > 0) return {CudaKernel::kPanel, panel.features, false, 1, panel.reason};
   if (operands.pieces && block_shift == 6) {
     const int32_t blocks = operands.blocks_per_strip;
+    if (operands.bitmap && columns <= bitmap_columns(dtype)) {
+      return choose_few_columns(CudaKernel::kBitmap, dtype, strips, blocks, num_units, columns <= 8 ? 8 : 16, chip);
+    }
     if (columns == 1) return choose_few_columns(CudaKernel::kSpmv, dtype, strips, blocks, num_units, 1, chip);
     if (columns <= narrow_columns(dtype)) {
       return choose_few_columns(CudaKernel::kNarrow, dtype, strips, blocks, num_units, 8, chip);
@@ -175,7 +194,7 @@ CudaSpmmConfig choose_cuda_spmm(DType dtype, int32_t block_shift, int32_t strips
     return {CudaKernel::kWide, 64, false, 1,
             "wide: warps that expand blocks of four strips feed warps that multiply; a cluster joins its sums"};
   }
-  if (dtype == DType::kFloat32 && block_shift == 6 && columns > narrow_columns(dtype) &&
+  if (dtype == DType::kFloat32 && block_shift == 6 && columns > narrow_columns(dtype) && !operands.bitmap &&
       chip.shared_bytes >= kRowsSharedBytes) {
     return choose_rows(strips, num_units, columns, chip, operands.blocks_per_strip);
   }

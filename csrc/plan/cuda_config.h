@@ -11,6 +11,8 @@ enum class CudaKernel : int32_t {
   kSpmv,    // one column: sums of its own for every lane; blocks of 64
   kNarrow,  // 2 columns to narrow_columns(): a warp expands a block alone, in 16 bit for the tensor cores; float32 and
             // 16-bit, blocks of 64
+  kBitmap,  // up to bitmap_columns(): reads a bitmap where the others read codes; a warp expands a block alone,
+            // straight into the tensor cores' registers; 16-bit, blocks of 64
   kWide,    // 17 columns and more: warps that expand blocks of four strips feed warps that multiply; 16-bit,
             // blocks of 64, Hopper
   kRows,    // more columns than kNarrow: rows of Y in registers, their entries sorted by other warps; float32,
@@ -39,6 +41,8 @@ constexpr int64_t narrow_columns(DType dtype) {
   return dtype == DType::kFloat64 ? 0 : dtype == DType::kFloat32 ? 16 : 8;
 }
 
+constexpr int64_t bitmap_columns(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16 ? 16 : 0; }
+
 // Shared memory of a thread block, in bytes, that a chip must have for a kernel. Of the others 99 KiB are enough.
 constexpr int32_t kRowsSharedBytes = 104 * 1024;
 constexpr int32_t kWideRowsSharedBytes = 184 * 1024;
@@ -58,6 +62,8 @@ struct Operands {
   bool pieces = false;  // values, and in 16 bit for up to narrow_columns() x along its features, can be read 16 bytes
                         // at a time
   PanelOffer panel;
+  bool bitmap = false;  // W has a bitmap; kernels other than kBitmap and kPanel are given codes made of it, whose
+                        // entries are not in row_major order
 };
 
 struct SampledOperands {

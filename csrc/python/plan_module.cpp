@@ -104,6 +104,8 @@ std::string name_of(CudaKernel kernel) {
       return "spmv";
     case CudaKernel::kNarrow:
       return "narrow";
+    case CudaKernel::kBitmap:
+      return "bitmap";
     case CudaKernel::kWide:
       return "wide";
     case CudaKernel::kRows:
@@ -129,9 +131,10 @@ Choice choose_cpu_sddmm_py(const std::string& dtype, int32_t block_size, int32_t
 
 Choice choose_cuda_spmm_py(const std::string& dtype, int32_t block_size, int32_t strips, int32_t num_units,
                            int64_t columns, int32_t multiprocessors, const PanelOffer& offer, int32_t blocks_per_strip,
-                           bool pieces, bool hopper, int32_t shared_bytes) {
-  const auto config = choose_cuda_spmm(dtype_named(dtype), checked_shift(block_size), strips, num_units, columns,
-                                       {multiprocessors, hopper, shared_bytes}, {blocks_per_strip, pieces, offer});
+                           bool pieces, bool hopper, int32_t shared_bytes, bool bitmap) {
+  const auto config =
+      choose_cuda_spmm(dtype_named(dtype), checked_shift(block_size), strips, num_units, columns,
+                       {multiprocessors, hopper, shared_bytes}, {blocks_per_strip, pieces, offer, bitmap});
   return {name_of(config.kernel), config.tile_n, py::bool_(config.split_strips), config.reason, config.cluster};
 }
 
@@ -179,7 +182,8 @@ PYBIND11_MODULE(_plan, module) {
              arg("columns"));
   module.def("choose_cuda_spmm", &choose_cuda_spmm_py, arg("dtype"), arg("block_size"), arg("strips"), arg("num_units"),
              arg("columns"), arg("multiprocessors"), arg("offer") = PanelOffer{}, arg("blocks_per_strip") = 0,
-             arg("pieces") = true, arg("hopper") = true, arg("shared_bytes") = kHopperSharedBytes);
+             arg("pieces") = true, arg("hopper") = true, arg("shared_bytes") = kHopperSharedBytes,
+             arg("bitmap") = false);
   module.def("choose_cuda_sddmm", &choose_cuda_sddmm_py, arg("dtype"), arg("block_size"), arg("num_units"),
              arg("columns"), arg("multiprocessors"), arg("offer") = PanelOffer{}, arg("region") = true,
              arg("shared_bytes") = kHopperSharedBytes);

@@ -6,7 +6,6 @@
 #include <array>
 
 namespace csb::border {
-namespace {
 
 const char* name_of(ScalarType type) {
   switch (type) {
@@ -30,8 +29,6 @@ const char* name_of(ScalarType type) {
       return "another dtype";
   }
 }
-
-}  // namespace
 
 DType dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {

@@ -52,6 +52,7 @@ struct Device {
   }
 };
 
+const char* name_of(ScalarType type);
 DType dtype_of(const Tensor& tensor, const char* name);
 
 // `first` is the argument whose device the others must share.

@@ -22,6 +22,28 @@ void for_each_range(int64_t tasks, int64_t work, const Run& run) {
   }
 }
 
+int64_t dense_work(const ConvertProblem& problem) { return int64_t{problem.w.m} * problem.w.k; }
+
+void run_to_codes(const ConvertProblem& problem, int64_t stored) {
+  const int32_t end = problem.w.blk_ptr[problem.w.num_blocks()];
+  CSB_CHECK(end == stored, "blk_ptr: expected to end at ", stored, " stored entries, got ", end);
+  for_each_range(cpu::convert_tasks(problem), dense_work(problem),
+                 [&](int64_t begin, int64_t end) { cpu::to_codes(problem, begin, end); });
+}
+
+// The kernels read codes. Those of a bitmap live as long as a call.
+std::optional<Tensor> expand_bitmap(CsbView& w, int64_t stored, const Tensor& like) {
+  if (w.bitmap == nullptr) return std::nullopt;
+  Tensor codes = empty({2 * stored}, ScalarType::Byte, like);
+  ConvertProblem problem{};
+  problem.w = w;
+  problem.codes = static_cast<uint16_t*>(codes.data_ptr());
+  run_to_codes(problem, stored);
+  w.codes = problem.codes;
+  w.bitmap = nullptr;
+  return codes;
+}
+
 Tensor spmm_either(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad,
                    const Tensor& units, const Tensor& x, const std::optional<Tensor>& bias, int64_t m, int64_t k,
                    int64_t block_size, int64_t dim, int64_t activation, bool transposed) {
@@ -29,11 +51,12 @@ Tensor spmm_either(const Tensor& values, const Tensor& codes, const Tensor& blk_
       prepare_spmm(values, codes, blk_ptr, blk_pad, units, x, bias, m, k, block_size, dim, activation, transposed);
   SpmmProblem& problem = call.problem;
   if (call.y.numel() == 0) return call.y;
+  const auto expanded = expand_bitmap(problem.w, values.numel(), values);
   plan::CpuSpmmConfig config = plan::choose_cpu_spmm(problem.dtype, problem.w.block_shift, problem.strips(),
                                                      problem.num_units, problem.y.columns);
   config.split_strips = config.split_strips && problem.num_units > 1;
   if (config.split_strips) allocate_partials(call);
-  const int64_t work = (codes.numel() / 2 + problem.out_features()) * problem.y.columns;
+  const int64_t work = (values.numel() + problem.out_features()) * problem.y.columns;
   for_each_range(cpu::spmm_tasks(problem, config), work,
                  [&](int64_t begin, int64_t end) { cpu::spmm(problem, config, begin, end); });
   if (config.split_strips) {
@@ -56,10 +79,11 @@ Tensor spmm_t(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr, 
 }
 
 Tensor sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, const Tensor& units, const Tensor& a,
-             const Tensor& b, int64_t m, int64_t k, int64_t block_size, int64_t dim) {
-  SddmmCall call = prepare_sddmm(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, dim);
+             const Tensor& b, int64_t m, int64_t k, int64_t block_size, int64_t stored, int64_t dim) {
+  SddmmCall call = prepare_sddmm(codes, blk_ptr, blk_pad, units, a, b, m, k, block_size, stored, dim);
   SddmmProblem& problem = call.problem;
   if (problem.entries == 0) return call.grad_values;
+  const auto expanded = expand_bitmap(problem.w, stored, a);
   const plan::CpuSddmmConfig config =
       plan::choose_cpu_sddmm(problem.dtype, problem.w.block_shift, problem.num_units, problem.a.columns);
   if (config.column_splits > 1) allocate_partials(call, config.column_splits);
@@ -72,8 +96,6 @@ Tensor sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, 
   }
   return call.grad_values;
 }
-
-int64_t dense_work(const ConvertProblem& problem) { return int64_t{problem.w.m} * problem.w.k; }
 
 Tensor count(const Tensor& dense, const std::optional<Tensor>& mask, int64_t block_size) {
   auto [problem, counts] = prepare_count(dense, mask, block_size);
@@ -90,9 +112,25 @@ std::tuple<Tensor, Tensor> pack(const Tensor& dense, const std::optional<Tensor>
   return {values, codes};
 }
 
+std::tuple<Tensor, Tensor> pack_bitmap(const Tensor& dense, const std::optional<Tensor>& mask, const Tensor& blk_ptr,
+                                       const Tensor& blk_pad, int64_t stored) {
+  auto [problem, values, bitmap] = prepare_pack_bitmap(dense, mask, blk_ptr, blk_pad, stored);
+  for_each_range(cpu::convert_tasks(problem), dense_work(problem),
+                 [&p = problem](int64_t begin, int64_t end) { cpu::pack_bitmap(p, begin, end); });
+  return {values, bitmap};
+}
+
+Tensor to_codes(const Tensor& bitmap, const Tensor& blk_ptr, const Tensor& blk_pad, int64_t m, int64_t k,
+                int64_t stored) {
+  auto [problem, codes] = prepare_to_codes(bitmap, blk_ptr, blk_pad, m, k, stored);
+  run_to_codes(problem, stored);
+  return codes;
+}
+
 Tensor unpack(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, int64_t m,
               int64_t k, int64_t block_size) {
   auto [problem, dense] = prepare_unpack(values, codes, blk_ptr, blk_pad, m, k, block_size);
+  const auto expanded = expand_bitmap(problem.w, values.numel(), values);
   for_each_range(cpu::convert_tasks(problem), dense_work(problem),
                  [&p = problem](int64_t begin, int64_t end) { cpu::unpack(p, begin, end); });
   return dense;
@@ -125,5 +163,7 @@ STABLE_TORCH_LIBRARY_IMPL(torch_csb, CPU, library) {
   library.impl("count", TORCH_BOX(&count));
   library.impl("pack", TORCH_BOX(&pack));
   library.impl("unpack", TORCH_BOX(&unpack));
+  library.impl("pack_bitmap", TORCH_BOX(&pack_bitmap));
+  library.impl("to_codes", TORCH_BOX(&to_codes));
   library.impl("plan", TORCH_BOX(&plan_units));
 }

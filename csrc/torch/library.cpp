@@ -1,9 +1,9 @@
 // Every operator's schema. Implementations: cpu.cpp and cuda.cpp, of csr_*: baseline.cpp; fakes and
 // FLOP formulas: torch_csb/_fake.py; derivatives: torch_csb/autograd.py.
 //
-// A pattern is (codes, blk_ptr, blk_pad, units), see csb/csb.h and plan/units.h. x, a and b are
-// activations whose dimension `dim` holds the features; their other dimensions are the columns.
-// activation: 0 none, 1 relu, 2 relu6, 3 silu, 4 gelu (erf).
+// A pattern is (codes, blk_ptr, blk_pad, units), see csb/csb.h and plan/units.h; `codes` are uint8, or
+// int64 where they are a bitmap. x, a and b are activations whose dimension `dim` holds the features; their other
+// dimensions are the columns. activation: 0 none, 1 relu, 2 relu6, 3 silu, 4 gelu (erf).
 
 #include <torch/csrc/stable/library.h>
 
@@ -16,10 +16,10 @@ STABLE_TORCH_LIBRARY(torch_csb, library) {
   library.def(
       "spmm_t(Tensor values, Tensor codes, Tensor blk_ptr, Tensor blk_pad, Tensor units, Tensor x, Tensor? bias, "
       "int m, int k, int block_size, int dim, int activation) -> Tensor");
-  // The entries of A . B^T that W stores, in entry order; 0 for padding
+  // The entries of A . B^T that W stores, in entry order; 0 for padding, which `stored` counts too
   library.def(
       "sddmm(Tensor codes, Tensor blk_ptr, Tensor blk_pad, Tensor units, Tensor a, Tensor b, "
-      "int m, int k, int block_size, int dim) -> Tensor");
+      "int m, int k, int block_size, SymInt stored, int dim) -> Tensor");
 
   // Kept elements of each block: those with a non-zero mask or, without one, a non-zero weight
   library.def("count(Tensor dense, Tensor? mask, int block_size) -> Tensor");
@@ -27,6 +27,11 @@ STABLE_TORCH_LIBRARY(torch_csb, library) {
   library.def(
       "pack(Tensor dense, Tensor? mask, Tensor blk_ptr, Tensor blk_pad, int block_size, int stored) "
       "-> (Tensor, Tensor)");
+  // The same in blocks of 64, with a bitmap in place of codes
+  library.def(
+      "pack_bitmap(Tensor dense, Tensor? mask, Tensor blk_ptr, Tensor blk_pad, int stored) -> (Tensor, Tensor)");
+  // Codes of a bitmap's entries in their order
+  library.def("to_codes(Tensor bitmap, Tensor blk_ptr, Tensor blk_pad, int m, int k, int stored) -> Tensor");
   library.def(
       "unpack(Tensor values, Tensor codes, Tensor blk_ptr, Tensor blk_pad, int m, int k, int block_size) -> Tensor");
   // Work units of a pattern, [2, num_units + 1]; host arrays only

@@ -27,23 +27,55 @@ CsbView sizes_of(int64_t m, int64_t k, int64_t block_size) {
   return w;
 }
 
+constexpr int64_t kBitmapBlock = 64;
+
+bool is_bitmap(const Tensor& codes) {
+  if (codes.scalar_type() == ScalarType::Long) return true;
+  CSB_CHECK(codes.scalar_type() == ScalarType::Byte, "codes: expected dtype uint8 (codes) or int64 (a bitmap), got ",
+            name_of(codes.scalar_type()));
+  return false;
+}
+
+// Elements of a bitmap's tensor, 64 bits each.
+int64_t words_of(const CsbView& w) { return int64_t{w.num_blocks()} * (kBitmapWords / 2); }
+
+void check_stored(int64_t stored, const char* name) {
+  CSB_CHECK(stored >= 0 && stored <= kInt32Max, name, ": expected 0 to 2^31 - 1 entries, got ", stored);
+}
+
+// Codes tell how many entries there are, a bitmap does not.
+void check_values(const Tensor& values, const Tensor& codes) {
+  check_vector(values, "values", is_bitmap(codes) ? values.numel() : codes.numel() / 2);
+  check_stored(values.numel(), "values");
+}
+
 CsbView pattern_of(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, int64_t m, int64_t k,
                    int64_t block_size, const Device& device, const char* first) {
   check_device(codes, "codes", device, first);
   check_device(blk_ptr, "blk_ptr", device, first);
   check_device(blk_pad, "blk_pad", device, first);
-  check_dtype(codes, "codes", ScalarType::Byte);
+  const bool bitmap = is_bitmap(codes);
   check_dtype(blk_ptr, "blk_ptr", ScalarType::Int);
   check_dtype(blk_pad, "blk_pad", ScalarType::Byte);
   CsbView w = sizes_of(m, k, block_size);
-  check_vector(codes, "codes", codes.numel() / 2 * 2);
-  CSB_CHECK(codes.numel() / 2 <= kInt32Max, "codes: expected at most 2^31 - 1 entries, got ", codes.numel() / 2);
+  if (bitmap) {
+    CSB_CHECK(block_size == kBitmapBlock, "block_size: expected ", kBitmapBlock, " with a bitmap, got ", block_size);
+    check_vector(codes, "codes", words_of(w));
+  } else {
+    check_vector(codes, "codes", codes.numel() / 2 * 2);
+    check_stored(codes.numel() / 2, "codes");
+  }
   check_vector(blk_ptr, "blk_ptr", int64_t{w.num_blocks()} + 1);
   check_vector(blk_pad, "blk_pad", w.num_blocks());
-  w.codes = static_cast<const uint16_t*>(codes.data_ptr());
-  const uintptr_t alignment = device.cuda && block_size >= 16 ? 16 : 2;
-  CSB_CHECK(reinterpret_cast<uintptr_t>(w.codes) % alignment == 0, "codes: expected data aligned to ", alignment,
+  const void* data = codes.data_ptr();
+  const uintptr_t alignment = device.cuda && block_size >= 16 ? 16 : bitmap ? 8 : 2;
+  CSB_CHECK(reinterpret_cast<uintptr_t>(data) % alignment == 0, "codes: expected data aligned to ", alignment,
             " bytes");
+  if (bitmap) {
+    w.bitmap = static_cast<const uint32_t*>(data);
+  } else {
+    w.codes = static_cast<const uint16_t*>(data);
+  }
   w.blk_ptr = static_cast<const int32_t*>(blk_ptr.data_ptr());
   w.blk_pad = static_cast<const uint8_t*>(blk_pad.data_ptr());
   return w;
@@ -119,7 +151,7 @@ SpmmCall prepare_spmm(const Tensor& values, const Tensor& codes, const Tensor& b
   problem.units = units_of(units, transposed, &problem.num_units, device, "x");
   problem.dtype = dtype_of(values, "values");
   check_dtype(x, "x", values.scalar_type());
-  check_vector(values, "values", codes.numel() / 2);
+  check_values(values, codes);
   problem.transposed = transposed;
   problem.values = values.data_ptr();
   CSB_CHECK(activation >= 0 && activation <= 4, "activation: expected 0 to 4, got ", activation);
@@ -154,11 +186,15 @@ void allocate_partials(SpmmCall& call) {
 }
 
 SddmmCall prepare_sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, const Tensor& units,
-                        const Tensor& a, const Tensor& b, int64_t m, int64_t k, int64_t block_size, int64_t dim) {
+                        const Tensor& a, const Tensor& b, int64_t m, int64_t k, int64_t block_size, int64_t stored,
+                        int64_t dim) {
   const Device device(a);
   SddmmProblem problem{};
   check_device(b, "b", device, "a");
   problem.w = pattern_of(codes, blk_ptr, blk_pad, m, k, block_size, device, "a");
+  check_stored(stored, "stored");
+  CSB_CHECK(is_bitmap(codes) || stored == codes.numel() / 2, "stored: expected ", codes.numel() / 2,
+            " entries as codes has, got ", stored);
   problem.units = units_of(units, false, &problem.num_units, device, "a");
   problem.dtype = dtype_of(a, "a");
   check_dtype(b, "b", a.scalar_type());
@@ -173,7 +209,7 @@ SddmmCall prepare_sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor
   CSB_CHECK(same, "b: expected the sizes of a outside dimension ", dim_a, ", ", shape_of(a.sizes()), ", got ",
             shape_of(b.sizes()));
 
-  problem.entries = codes.numel() / 2;
+  problem.entries = stored;
   problem.column_splits = 1;
   SddmmCall call{problem, empty({problem.entries}, a.scalar_type(), a), a, b, std::nullopt};
   call.problem.a = view_of(call.a, dim_a);
@@ -225,7 +261,7 @@ std::tuple<ConvertProblem, Tensor, Tensor> prepare_pack(const Tensor& dense, con
                                                         const Tensor& blk_ptr, const Tensor& blk_pad,
                                                         int64_t block_size, int64_t stored) {
   ConvertProblem problem = dense_problem(dense, mask, block_size);
-  CSB_CHECK(stored >= 0 && stored <= kInt32Max, "stored: expected 0 to 2^31 - 1 entries, got ", stored);
+  check_stored(stored, "stored");
   Tensor values = empty({stored}, dense.scalar_type(), dense);
   Tensor codes = empty({2 * stored}, ScalarType::Byte, dense);
   problem.w = pattern_of(codes, blk_ptr, blk_pad, dense.size(0), dense.size(1), block_size, Device(dense), "dense");
@@ -234,12 +270,36 @@ std::tuple<ConvertProblem, Tensor, Tensor> prepare_pack(const Tensor& dense, con
   return {problem, values, codes};
 }
 
+std::tuple<ConvertProblem, Tensor, Tensor> prepare_pack_bitmap(const Tensor& dense, const std::optional<Tensor>& mask,
+                                                               const Tensor& blk_ptr, const Tensor& blk_pad,
+                                                               int64_t stored) {
+  ConvertProblem problem = dense_problem(dense, mask, kBitmapBlock);
+  check_stored(stored, "stored");
+  Tensor values = empty({stored}, dense.scalar_type(), dense);
+  Tensor bitmap = empty({words_of(problem.w)}, ScalarType::Long, dense);
+  problem.w = pattern_of(bitmap, blk_ptr, blk_pad, dense.size(0), dense.size(1), kBitmapBlock, Device(dense), "dense");
+  problem.bitmap = static_cast<uint32_t*>(bitmap.data_ptr());
+  problem.values = values.data_ptr();
+  return {problem, values, bitmap};
+}
+
+std::tuple<ConvertProblem, Tensor> prepare_to_codes(const Tensor& bitmap, const Tensor& blk_ptr, const Tensor& blk_pad,
+                                                    int64_t m, int64_t k, int64_t stored) {
+  check_dtype(bitmap, "bitmap", ScalarType::Long);
+  ConvertProblem problem{};
+  problem.w = pattern_of(bitmap, blk_ptr, blk_pad, m, k, kBitmapBlock, Device(bitmap), "bitmap");
+  check_stored(stored, "stored");
+  Tensor codes = empty({2 * stored}, ScalarType::Byte, bitmap);
+  problem.codes = static_cast<uint16_t*>(codes.data_ptr());
+  return {problem, codes};
+}
+
 std::tuple<ConvertProblem, Tensor> prepare_unpack(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr,
                                                   const Tensor& blk_pad, int64_t m, int64_t k, int64_t block_size) {
   ConvertProblem problem{};
   problem.dtype = dtype_of(values, "values");
   problem.w = pattern_of(codes, blk_ptr, blk_pad, m, k, block_size, Device(values), "values");
-  check_vector(values, "values", codes.numel() / 2);
+  check_values(values, codes);
   Tensor dense = empty({m, k}, values.scalar_type(), values);
   problem.dense = dense.data_ptr();
   problem.stride_row = k;

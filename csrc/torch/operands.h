@@ -30,7 +30,8 @@ SpmmCall prepare_spmm(const Tensor& values, const Tensor& codes, const Tensor& b
                       const Tensor& units, const Tensor& x, const std::optional<Tensor>& bias, int64_t m, int64_t k,
                       int64_t block_size, int64_t dim, int64_t activation, bool transposed);
 SddmmCall prepare_sddmm(const Tensor& codes, const Tensor& blk_ptr, const Tensor& blk_pad, const Tensor& units,
-                        const Tensor& a, const Tensor& b, int64_t m, int64_t k, int64_t block_size, int64_t dim);
+                        const Tensor& a, const Tensor& b, int64_t m, int64_t k, int64_t block_size, int64_t stored,
+                        int64_t dim);
 
 // Scratch for shared strips, [num_units + strips, block_size, columns].
 void allocate_partials(SpmmCall& call);
@@ -42,6 +43,11 @@ std::tuple<ConvertProblem, Tensor> prepare_count(const Tensor& dense, const std:
 std::tuple<ConvertProblem, Tensor, Tensor> prepare_pack(const Tensor& dense, const std::optional<Tensor>& mask,
                                                         const Tensor& blk_ptr, const Tensor& blk_pad,
                                                         int64_t block_size, int64_t stored);
+std::tuple<ConvertProblem, Tensor, Tensor> prepare_pack_bitmap(const Tensor& dense, const std::optional<Tensor>& mask,
+                                                               const Tensor& blk_ptr, const Tensor& blk_pad,
+                                                               int64_t stored);
+std::tuple<ConvertProblem, Tensor> prepare_to_codes(const Tensor& bitmap, const Tensor& blk_ptr, const Tensor& blk_pad,
+                                                    int64_t m, int64_t k, int64_t stored);
 std::tuple<ConvertProblem, Tensor> prepare_unpack(const Tensor& values, const Tensor& codes, const Tensor& blk_ptr,
                                                   const Tensor& blk_pad, int64_t m, int64_t k, int64_t block_size);
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_csb import CSBMatrix
+from torch_csb import CSBMatrix, convert
 
 BANKS = 32
 SAMPLED = 1 << 18
@@ -94,7 +94,7 @@ def _sample(w: CSBMatrix, multiple: int = 1) -> Entries:
     block = torch.repeat_interleave(torch.arange(len(blocks)), listed)
     place = torch.arange(len(block)) - (listed.cumsum(0) - listed)[block]
     index = w.blk_ptr.cpu().long()[blocks][block] + place
-    codes = w.codes.view(-1, 2)[index.to(w.codes.device)].cpu()
+    codes = convert.entry_codes(w).view(-1, 2)[index.to(w.codes.device)].cpu()
     row, col = (part.reshape(-1).long() for part in w.layout.decode(codes))
     code = codes[:, 0].long() + 256 * codes[:, 1].long()
     return Entries(row, col, code, block, place, count, float(counts.sum()) / max(float(count.sum()), 1.0))

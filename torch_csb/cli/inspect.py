@@ -14,7 +14,7 @@ from torch_csb.nn.report import human_bytes
 _MAPS = 8
 _PANELS = 48
 HEAD = (
-    "layer", "shape", "nnz", "zeros", "dtype", "block", "order", "values", "indices", "padding", "plan", "in all",
+    "layer", "shape", "nnz", "zeros", "dtype", "block", "encoding", "values", "indices", "padding", "plan", "in all",
     "of dense", "of CSR",
 )  # fmt: skip
 
@@ -65,10 +65,11 @@ def run(options: argparse.Namespace) -> int:
 def sizes(w: CSBMatrix) -> dict[str, int]:
     """Bytes. The first four sum up to ``w.nbytes``; ``dense`` and ``csr`` (32-bit indices) are for comparison."""
     item, pads = w.values.element_size(), int(w.blk_pad.sum())
+    pad_codes = 2 * pads if w.layout.encoding == "codes" else 0
     return {
         "values": w.nnz * item,
-        "indices": 2 * w.nnz + 4 * w.blk_ptr.numel() + w.blk_pad.numel(),
-        "padding": pads * (item + 2),
+        "indices": w.codes.nbytes - pad_codes + w.blk_ptr.nbytes + w.blk_pad.nbytes,
+        "padding": pads * item + pad_codes,
         "plan": 4 * w.units.numel(),
         "dense": w.m * w.k * item,
         "csr": w.nnz * (item + 4) + 4 * (w.m + 1),
@@ -83,7 +84,7 @@ def table(layers: dict[str, CSBMatrix]) -> str:
         total = {key: total[key] + size[key] for key in total}
         nnz, elements = nnz + w.nnz, elements + w.m * w.k
         dtype = str(w.dtype).removeprefix("torch.")
-        about = (f"{w.m}x{w.k}", f"{w.nnz:,}", f"{100 * w.sparsity:.2f} %", dtype, str(w.block_size), w.layout.order)
+        about = (f"{w.m}x{w.k}", f"{w.nnz:,}", f"{100 * w.sparsity:.2f} %", dtype, str(w.block_size), w.layout.encoding)
         rows.append((name, *about, *_cells(size)))
     zeros = f"{100 * (1 - nnz / elements):.2f} %" if elements else ""
     noun = "layer" if len(rows) == 1 else "layers"

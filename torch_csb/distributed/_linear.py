@@ -15,7 +15,6 @@ from torch.distributed.tensor.placement_types import Placement
 
 from torch_csb import ops
 from torch_csb.distributed import _parts
-from torch_csb.distributed._split import part_of
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import CSBLinear, _state
 from torch_csb.nn._shard import is_sharded
@@ -27,7 +26,7 @@ class TensorParallelCSBLinear(CSBLinear):
     """What :class:`CSBColwiseParallel` and :class:`CSBRowwiseParallel` make of a CSBLinear, in place.
 
     ``in_features`` and ``out_features`` are the whole layer's; ``m``, ``k``, ``nnz``, ``matrix`` and the index buffers
-    are this rank's part. ``values`` is a DTensor over all ranks, so that optimizers, ``clip_grad_norm_``,
+    are this rank's part, with codes. ``values`` is a DTensor over all ranks, so that optimizers, ``clip_grad_norm_``,
     ``fully_shard`` and ``torch.distributed.checkpoint`` treat it like any tensor-parallel weight. Ranks hold unequal
     numbers of entries and DTensor wants equal ones, so each rank's part ends in zeros that no kernel reads and that no
     gradient reaches. ``bias`` is a DTensor too: sharded like the rows, or replicated and added once.
@@ -143,8 +142,7 @@ def _contiguous(shape: torch.Size) -> tuple[int, ...]:
 @torch.no_grad()
 def shard_(layer: CSBLinear, mesh: DeviceMesh, dim: int, style: ColwiseParallel | RowwiseParallel) -> None:
     """Leaves of ``layer``, the same on every rank of ``mesh``, this rank's rows (``dim`` 0) or columns (1)."""
-    rank = mesh.get_local_rank()
-    part = part_of(layer.matrix, mesh.size(), dim, rank)
+    part = _parts.part(layer.matrix, mesh, dim, mesh.get_local_rank())
     capacity = torch.tensor([part.values.numel()], device=part.device)
     dist.all_reduce(capacity, dist.ReduceOp.MAX, group=mesh.get_group())
     capacity = int(capacity)
@@ -157,8 +155,7 @@ def shard_(layer: CSBLinear, mesh: DeviceMesh, dim: int, style: ColwiseParallel 
         bias = nn.Parameter(shared, requires_grad=bias.requires_grad)
     layer.__class__ = TensorParallelCSBLinear
     layer.values, layer.bias = values, bias
-    for name in ("codes", "blk_ptr", "blk_pad", "units"):
-        layer._buffers[name] = getattr(part, name)
+    layer._take_pattern(part)
     layer.m, layer.k = part.m, part.k
     layer._dim, layer._mesh, layer._capacity = dim, mesh, capacity
     layer._input_layouts, layer._output_layouts = style.input_layouts, style.output_layouts

@@ -11,12 +11,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from torch_csb import convert
-from torch_csb.distributed._split import chunk_bounds, join_matrices, split_matrix
+from torch_csb.distributed._split import chunk_bounds, join_matrices, part_of
+from torch_csb.layout import Layout
 from torch_csb.matrix import CSBMatrix
 from torch_csb.nn import _state
 from torch_csb.nn._shard import distributed_like, is_sharded
 
 _INDICES = ("codes", "blk_ptr", "blk_pad")
+
+
+def part(w: CSBMatrix, mesh: DeviceMesh, dim: int, rank: int) -> CSBMatrix:
+    """A rank's part, with codes whatever W has: stacks have room for those."""
+    return part_of(w, mesh.size(), dim, rank, Layout.of_block_size(w.block_size))
 
 
 def _shapes(layer: Any) -> list[tuple[int, int]]:
@@ -90,7 +96,7 @@ def read(layer: Any, tensors: dict[str, Any], prefix: str) -> Incoming:
     found = _state.read(tensors, _whole(layer), prefix)
     values = None
     if found.matrix is not None:
-        parts = split_matrix(found.matrix, layer._mesh.size(), layer._dim)
+        parts = [part(found.matrix, layer._mesh, layer._dim, rank) for rank in range(layer._mesh.size())]
         capacity = max(part.values.numel() for part in parts)
         if capacity != layer._capacity or layer.values.device_mesh != layer._mesh:
             raise ValueError(

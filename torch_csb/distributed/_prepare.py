@@ -102,11 +102,13 @@ def broadcast_(layers: Mapping[str, CSBLayer], group: dist.ProcessGroup | None, 
     for name, layer in layers.items():
         _, layout, stored = theirs[name]
         blocks = -(-layer.m // layout.block_size) * -(-layer.k // layout.block_size)
-        sizes = {"values": stored, "codes": 2 * stored, "blk_ptr": blocks + 1, "blk_pad": blocks}
+        codes = layout.codes_length(stored, blocks)
+        sizes = {"values": stored, "codes": codes, "blk_ptr": blocks + 1, "blk_pad": blocks}
         arrays = {}
         for array, size in sizes.items():
             current = getattr(layer, array).detach()
-            arrays[array] = current if dist.get_rank(group) == src else current.new_empty(size)
+            dtype = layout.codes_dtype if array == "codes" else current.dtype
+            arrays[array] = current if dist.get_rank(group) == src else current.new_empty(size, dtype=dtype)
             dist.broadcast(arrays[array], group=group, group_src=src)
         if dist.get_rank(group) != src:
             units = convert.plan(arrays["blk_ptr"], arrays["blk_pad"], layer.m, layer.k, layout.block_size)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from torch_csb import convert
+from torch_csb.layout import Layout
 from torch_csb.matrix import CSBMatrix
 
 
@@ -32,11 +33,11 @@ def split_matrix(w: CSBMatrix, parts: int, dim: int) -> list[CSBMatrix]:
     """
     if parts < 1:
         raise ValueError(f"parts: expected at least 1, got {parts}")
-    return [part_of(w, parts, dim, index) for index in range(parts)]
+    return [part_of(w, parts, dim, index, w.layout) for index in range(parts)]
 
 
-def part_of(w: CSBMatrix, parts: int, dim: int, index: int) -> CSBMatrix:
-    """``split_matrix(w, parts, dim)[index]`` alone."""
+def part_of(w: CSBMatrix, parts: int, dim: int, index: int, layout: Layout) -> CSBMatrix:
+    """``split_matrix(w, parts, dim)[index]`` alone, in this layout."""
     _check(w, dim)
     low, high = chunk_bounds((w.m, w.k)[dim], parts)[index]
     coordinates = convert.coordinates(w)
@@ -44,8 +45,8 @@ def part_of(w: CSBMatrix, parts: int, dim: int, index: int) -> CSBMatrix:
     row, col = (position[here] for position in coordinates)
     values = w.values.detach()[w.is_entry][here]
     if dim == 0:
-        return CSBMatrix(**convert.pack_entries(row - low, col, values, high - low, w.k, w.layout))
-    return CSBMatrix(**convert.pack_entries(row, col - low, values, w.m, high - low, w.layout))
+        return CSBMatrix(**convert.pack_entries(row - low, col, values, high - low, w.k, layout))
+    return CSBMatrix(**convert.pack_entries(row, col - low, values, w.m, high - low, layout))
 
 
 def join_matrices(parts: Sequence[CSBMatrix], dim: int) -> CSBMatrix:

@@ -9,7 +9,7 @@ from torch_csb.layout import Layout
 from torch_csb.matrix import CSBMatrix
 
 
-def pack(weight: Tensor, mask: Tensor | None, groups: int, layout: Layout) -> CSBMatrix:
+def pack(weight: Tensor, mask: Tensor | None, groups: int, layout: Layout | convert.LayoutRule) -> CSBMatrix:
     """``[m, k / groups]``, the weights of each output channel in its own group, as the block diagonal m × k."""
     m, width = weight.shape
     row, col = (weight != 0 if mask is None else mask).nonzero(as_tuple=True)

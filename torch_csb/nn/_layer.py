@@ -69,6 +69,7 @@ class CSBLayer(Deferred, Converted):
         *,
         target: str = "auto",
         block_size: int | None = None,
+        encoding: str | None = None,
         activation: str | None = None,
     ) -> Any:
         """A CSB layer that computes what ``mod`` computes; ``mod`` stays as it is and shares no tensor.
@@ -80,17 +81,19 @@ class CSBLayer(Deferred, Converted):
         Args:
             target: ``"cpu"``, ``"cuda"`` or ``"auto"`` (CUDA where torch has it), where the layer will run.
             block_size: a power of two from 2 to 256; default by ``target``.
+            encoding: ``"codes"``, or ``"bitmap"`` in blocks of 64; default by target, dtype and density.
             activation: None, ``"relu"``, ``"relu6"``, ``"silu"`` or ``"gelu"``, applied to the output.
 
         Raises:
             TypeError: ``mod`` is another type of layer.
-            ValueError: it can't be converted, with the reason; or a bad ``mask``, ``target``, ``block_size``.
+            ValueError: it can't be converted, with the reason; or a bad ``mask``, ``target``, ``block_size`` or
+                ``encoding``.
         """
         if not isinstance(mod, cls._dense_type):
             raise TypeError(f"mod: expected nn.{cls._dense_type.__name__}, got {type(mod).__name__}")
         if reason := _dense.obstacle(mod):
             raise ValueError(f"mod: can't convert this {_masks.layer_type(mod).__name__}: {reason}")
-        matrix = pack(mod, mask, block_size=block_size, target=target)
+        matrix = pack(mod, mask, convert.choose_layout(block_size, target, encoding))
         return cls._replacing(mod, matrix, activation=activation, move=False)
 
     @classmethod
@@ -283,9 +286,9 @@ class CSBLayer(Deferred, Converted):
             _state.adopt_bias(self, incoming.bias, assign=assign)
 
 
-def pack(mod: nn.Module, mask: Tensor | None = None, *, block_size: int | None = None, target: str) -> CSBMatrix:
+def pack(mod: nn.Module, mask: Tensor | None, layout: convert.LayoutRule) -> CSBMatrix:
     """The weight of a layer without an obstacle, packed."""
     dense = _dense.read_weight(mod, mask)
     if (groups := getattr(mod, "groups", 1)) > 1:
-        return _groups.pack(dense.matrix, dense.mask, groups, convert.choose_layout(block_size, target))
-    return CSBMatrix.from_dense(dense.matrix, dense.mask, block_size=block_size, target=target)
+        return _groups.pack(dense.matrix, dense.mask, groups, layout)
+    return CSBMatrix(**convert.pack_dense(dense.matrix, dense.mask, layout))

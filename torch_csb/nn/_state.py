@@ -201,7 +201,7 @@ def adopt_matrix(layer: Any, matrix: CSBMatrix, *, assign: bool) -> None:
             replace_data(values, matrix.values.detach().to(values.device, values.dtype, copy=True))
         for name, array in arrays.items():
             current = layer._buffers[name]
-            if current.shape == array.shape:
+            if current.shape == array.shape and current.dtype == array.dtype:
                 current.copy_(array)
             else:
                 layer._buffers[name] = array.to(current.device, copy=True)

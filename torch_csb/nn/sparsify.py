@@ -161,7 +161,7 @@ def _judge(
     if sparsity is not None:
         reason = threshold.too_dense(shape, _dense.weight_parameter(module).element_size(), sparsity)
         if reason is None:
-            matrix = pack(module, target=target)
+            matrix = pack(module, None, convert.choose_layout(None, target))
             if threshold.need_smaller and matrix.nbytes >= before:
                 reason = f"not smaller: {matrix.nbytes} bytes compressed, {before} dense"
                 matrix = None

@@ -31,8 +31,9 @@ def relayout_(
     *,
     target: str = "auto",
     block_size: int | None = None,
+    encoding: str | None = None,
 ) -> list[str]:
-    """Packs the CSB layers of ``model`` anew for another machine: CPUs want larger blocks than GPUs.
+    """Packs the CSB layers of ``model`` anew for another machine: CPUs want larger blocks than GPUs, and no bitmaps.
 
     Values, their gradients and the optimizer's moments are put into the new entry order together, so none of them ever
     meets another order. Every ``values`` stays the same Parameter, if of another length (padding), and the optimizer
@@ -44,6 +45,7 @@ def relayout_(
         optimizer: the one that trains the model; needed where gradients show that there is one.
         target: ``"cpu"``, ``"cuda"`` or ``"auto"`` (CUDA where torch has it), where the model will run.
         block_size: a power of two from 2 to 256; default by ``target``.
+        encoding: ``"codes"``, or ``"bitmap"`` in blocks of 64; default by target, dtype and each layer's density.
 
     Returns:
         Names of the layers that changed, empty where all have that layout already.
@@ -52,16 +54,21 @@ def relayout_(
         TypeError: ``optimizer`` is none.
         ValueError: ``values`` has a gradient and no optimizer is given, or one that trains none of the layers; a state
             that is not one number for each element; ``values`` is shared, sharded, on the meta device or has gradient
-            hooks, which may know the order; a bad ``target`` or ``block_size``. Nothing is changed then.
+            hooks, which may know the order; a bad ``target``, ``block_size`` or ``encoding``. Nothing is changed then.
     """
-    layout = convert.choose_layout(block_size, target)
+    rule = convert.choose_layout(block_size, target, encoding)
     if optimizer is not None:
         check_optimizer(optimizer)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, CSBLayer)}
     held = {id(parameter) for parameter in trained(optimizer)} if optimizer is not None else set()
     if optimizer is not None and layers and not any(id(layer.values) in held for layer in layers.values()):
         raise ValueError("optimizer: expected the one that trains the model's values, got one that trains none of them")
-    changes = [_prepare(name, layer, layout, optimizer) for name, layer in layers.items() if layer._layout != layout]
+    wanted = {name: _wanted(layer, rule) for name, layer in layers.items()}
+    changes = [
+        _prepare(name, layer, wanted[name], optimizer)
+        for name, layer in layers.items()
+        if layer._layout != wanted[name]
+    ]
     owners: dict[int, str] = {}
     for change in changes:
         if (other := owners.setdefault(id(change.layer.values), change.name)) != change.name:
@@ -69,6 +76,12 @@ def relayout_(
     for change in changes:
         _apply(change, optimizer)
     return [change.name for change in changes]
+
+
+def _wanted(layer: CSBLayer, rule: convert.LayoutRule) -> Layout:
+    # Where there is no data nothing can be counted, and nothing be packed either.
+    nnz = 0 if layer.values.is_meta or layer._unfilled else layer.nnz
+    return rule.layout(layer.values.dtype, nnz, layer.m * layer.k)
 
 
 def _prepare(name: str, layer: CSBLayer, layout: Layout, optimizer: torch.optim.Optimizer | None) -> _Change:

@@ -70,7 +70,7 @@ def decode(name: str, record: object, sections: Sections, m: int, k: int) -> CSB
     if not isinstance(layout, list) or not all(is_size(n) and n < 2**31 for n in layout):
         raise ValueError(f"{where}: layout: expected four sizes, got {layout!r:.80}")
     try:
-        block_size = Layout.from_tensor(torch.tensor(layout, dtype=torch.int32)).block_size
+        layout = Layout.from_tensor(torch.tensor(layout, dtype=torch.int32))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     row, col = _coordinates(name, nnz, sections, m, k)
@@ -83,7 +83,7 @@ def decode(name: str, record: object, sections: Sections, m: int, k: int) -> CSB
     else:
         values = from_bytes(sections.take(part, nnz * kind.itemsize), kind)
     entries = torch.sparse_coo_tensor(torch.stack((row, col)), values, (m, k), is_coalesced=True, check_invariants=True)
-    return CSBMatrix.from_coo(entries, block_size=block_size)
+    return CSBMatrix.from_coo(entries, block_size=layout.block_size, encoding=layout.encoding)
 
 
 def _coordinates(name: str, nnz: int, sections: Sections, m: int, k: int) -> tuple[Tensor, Tensor]:

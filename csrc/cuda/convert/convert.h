@@ -13,6 +13,12 @@ cudaError_t count(const ConvertProblem& problem, cudaStream_t stream);
 // w.blk_ptr and w.blk_pad must agree with count().
 cudaError_t pack(const ConvertProblem& problem, cudaStream_t stream);
 
+// The same in quarter-major order, into problem.values and problem.bitmap.
+cudaError_t pack_bitmap(const ConvertProblem& problem, cudaStream_t stream);
+
+// The codes of a bitmap's entries in their order, into problem.codes; 0 for padding.
+cudaError_t to_codes(const ConvertProblem& problem, cudaStream_t stream);
+
 // Every element of problem.dense, stored or zero.
 cudaError_t unpack(const ConvertProblem& problem, cudaStream_t stream);
 

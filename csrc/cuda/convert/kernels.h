@@ -6,11 +6,13 @@
 
 namespace csb::cuda {
 
-// The three conversions for one dtype. Instantiated in instantiations/.
+// The conversions for one dtype. Instantiated in instantiations/.
 template <typename T>
 cudaError_t launch_count(const ConvertProblem& problem, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_pack(const ConvertProblem& problem, cudaStream_t stream);
+template <typename T>
+cudaError_t launch_pack_bitmap(const ConvertProblem& problem, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_unpack(const ConvertProblem& problem, cudaStream_t stream);
 

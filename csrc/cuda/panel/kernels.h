@@ -12,6 +12,10 @@ template <typename Bits>
 cudaError_t launch_unpack_panel(const PanelProblem& problem, cudaStream_t stream);
 template <typename Bits>
 cudaError_t launch_sample_panel(const PanelProblem& problem, cudaStream_t stream);
+template <typename Bits>
+cudaError_t launch_unpack_bitmap_panel(const PanelProblem& problem, cudaStream_t stream);
+template <typename Bits>
+cudaError_t launch_sample_bitmap_panel(const PanelProblem& problem, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_fill_bias(const EpilogueProblem& problem, cudaStream_t stream);
 template <typename T>

@@ -9,7 +9,7 @@ bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) 
 
 bool allowed(const PanelProblem& problem) {
   return problem.w.block_shift >= 4 && problem.w.block_shift <= 8 && problem.ld % 8 == 0 && aligned(problem.panel) &&
-         aligned(problem.values) && aligned(problem.w.codes);
+         aligned(problem.values) && aligned(problem.w.codes) && aligned(problem.w.bitmap);
 }
 
 // Panels are not for float64.
@@ -28,20 +28,31 @@ cudaError_t dispatch_narrow(DType dtype, F&& f) {
   return cudaErrorInvalidValue;
 }
 
+template <typename F>
+cudaError_t dispatch_bits(int32_t element_size, F&& f) {
+  if (element_size == 2) return f(TypeTag<uint16_t>{});
+  if (element_size == 4) return f(TypeTag<uint32_t>{});
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace
 
 cudaError_t unpack_panel(const PanelProblem& problem, cudaStream_t stream) {
   if (!allowed(problem)) return cudaErrorInvalidValue;
-  if (problem.element_size == 2) return launch_unpack_panel<uint16_t>(problem, stream);
-  if (problem.element_size == 4) return launch_unpack_panel<uint32_t>(problem, stream);
-  return cudaErrorInvalidValue;
+  return dispatch_bits(problem.element_size, [&](auto tag) {
+    using Bits = typename decltype(tag)::type;
+    return problem.w.bitmap != nullptr ? launch_unpack_bitmap_panel<Bits>(problem, stream)
+                                       : launch_unpack_panel<Bits>(problem, stream);
+  });
 }
 
 cudaError_t sample_panel(const PanelProblem& problem, cudaStream_t stream) {
   if (!allowed(problem)) return cudaErrorInvalidValue;
-  if (problem.element_size == 2) return launch_sample_panel<uint16_t>(problem, stream);
-  if (problem.element_size == 4) return launch_sample_panel<uint32_t>(problem, stream);
-  return cudaErrorInvalidValue;
+  return dispatch_bits(problem.element_size, [&](auto tag) {
+    using Bits = typename decltype(tag)::type;
+    return problem.w.bitmap != nullptr ? launch_sample_bitmap_panel<Bits>(problem, stream)
+                                       : launch_sample_panel<Bits>(problem, stream);
+  });
 }
 
 cudaError_t fill_bias(const EpilogueProblem& problem, cudaStream_t stream) {

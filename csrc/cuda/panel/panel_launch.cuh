@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "cuda/device/launch.cuh"
+#include "cuda/panel/bitmap.cuh"
 #include "cuda/panel/kernels.h"
 #include "cuda/panel/panel.cuh"
 
@@ -46,6 +47,22 @@ cudaError_t launch_sample_panel(const PanelProblem& problem, cudaStream_t stream
   return dispatch_block_shift(problem.w.block_shift, [&](auto shift) {
     return launch_panel<shift.value>(sample_panel_kernel<Bits, shift.value>, problem, stream);
   });
+}
+
+inline cudaError_t launch_bitmap_panel(void (*kernel)(PanelProblem), const PanelProblem& problem, cudaStream_t stream) {
+  const int64_t blocks = int64_t{problem.block_rows} * problem.block_cols;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  return launch(kernel, dim3(static_cast<uint32_t>(blocks)), dim3(kBitmapPanelThreads), 0, stream, problem);
+}
+
+template <typename Bits>
+cudaError_t launch_unpack_bitmap_panel(const PanelProblem& problem, cudaStream_t stream) {
+  return launch_bitmap_panel(unpack_bitmap_panel_kernel<Bits>, problem, stream);
+}
+
+template <typename Bits>
+cudaError_t launch_sample_bitmap_panel(const PanelProblem& problem, cudaStream_t stream) {
+  return launch_bitmap_panel(sample_bitmap_panel_kernel<Bits>, problem, stream);
 }
 
 }  // namespace csb::cuda

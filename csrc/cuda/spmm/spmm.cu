@@ -1,4 +1,5 @@
 #include "cuda/device/launch.cuh"
+#include "cuda/spmm/bitmap.h"
 #include "cuda/spmm/gather.h"
 #include "cuda/spmm/join.h"
 #include "cuda/spmm/narrow.h"
@@ -24,6 +25,8 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
           problem.dtype, [&](auto tag) { return launch_spmv<typename decltype(tag)::type>(problem, config, stream); });
     case plan::CudaKernel::kNarrow:
       return launch_narrow(problem, config, stream);
+    case plan::CudaKernel::kBitmap:
+      return launch_bitmap(problem, config, stream);
     case plan::CudaKernel::kRows:
       if (problem.dtype != DType::kFloat32) break;
       return launch_rows<float>(problem, config.tile_n == 256 ? RowsTile::k2x256 : RowsTile::k1x64, config.split_strips,
@@ -39,6 +42,9 @@ cudaError_t launch_kernel(const SpmmProblem& problem, const plan::CudaSpmmConfig
 }  // namespace
 
 bool in_pieces(const SpmmProblem& problem) {
+  if (problem.w.bitmap != nullptr && problem.y.columns <= plan::bitmap_columns(problem.dtype)) {
+    return bitmap_fits(problem);
+  }
   if (problem.y.columns == 1) return spmv_fits(problem);
   return problem.y.columns <= plan::narrow_columns(problem.dtype) ? narrow_fits(problem) : wide_fits(problem);
 }

@@ -37,47 +37,34 @@ __device__ __forceinline__ bool enter_run(const SpmmProblem& problem, const Warp
   return true;
 }
 
-// A part of a block: at most as many entries as a warp takes at a time.
-struct BlockStep {
+struct WalkedBlock {
   int32_t begin;
   int32_t count;
   int32_t block;  // within its strip
-  bool first;     // of its block
-  bool last;
 };
 
-// A warp's blocks of a run, every kWarps-th, the empty ones left out, 32 pointers at a time.
-template <bool kTransposed, int kWarps, int kStep>
-class WarpWalk {
+// A warp's blocks of a strip: every stride-th from `first` on and below `last`, the empty ones left out, 32 pointers at
+// a time.
+template <bool kTransposed>
+class BlockWalk {
  public:
-  __device__ __forceinline__ WarpWalk(const SpmmProblem& problem, int32_t strip, int32_t first, int32_t last,
-                                      int32_t rank, int32_t cluster)
-      : problem_(problem),
-        strip_(strip),
-        stride_(kWarps * cluster),
-        at_(first + rank * kWarps + static_cast<int32_t>(threadIdx.x) / 32),
-        last_(last) {}
+  __device__ __forceinline__ BlockWalk(const SpmmProblem& problem, int32_t strip, int32_t first, int32_t last,
+                                       int32_t stride)
+      : problem_(problem), strip_(strip), stride_(stride), at_(first), last_(last) {}
 
-  __device__ __forceinline__ bool next(BlockStep& step) {
+  __device__ __forceinline__ bool next(WalkedBlock& block) {
     while (pending_ == 0) {
       if (at_ >= last_) return false;
       base_ = at_;
       read();
-      pending_ = __ballot_sync(kFullWarp, begin_ < end_);
+      pending_ = __ballot_sync(kFullWarp, count_ > 0);
       at_ += 32 * stride_;
     }
     const int source = __ffs(static_cast<int>(pending_)) - 1;
-    step.begin = __shfl_sync(kFullWarp, begin_, source) + offset_;
-    const int32_t rest = __shfl_sync(kFullWarp, end_, source) - step.begin;
-    step.block = base_ + stride_ * source;
-    step.first = offset_ == 0;
-    step.last = rest <= kStep;
-    step.count = min_of(rest, kStep);
-    offset_ += kStep;
-    if (step.last) {
-      pending_ &= pending_ - 1;
-      offset_ = 0;
-    }
+    pending_ &= pending_ - 1;
+    block.begin = __shfl_sync(kFullWarp, begin_, source);
+    block.count = __shfl_sync(kFullWarp, count_, source);
+    block.block = base_ + stride_ * source;
     return true;
   }
 
@@ -86,11 +73,11 @@ class WarpWalk {
 
   __device__ __forceinline__ void read() {
     const int32_t in_block = at_ + stride_ * static_cast<int32_t>(threadIdx.x % 32);
-    begin_ = end_ = 0;
+    begin_ = count_ = 0;
     if (in_block < last_) {
       const int32_t block = kTransposed ? in_block * problem_.w.kb + strip_ : strip_ * problem_.w.kb + in_block;
-      begin_ = problem_.w.blk_ptr[block];
-      end_ = problem_.w.blk_ptr[block + 1] - problem_.w.blk_pad[block];
+      begin_ = problem_.w.begin(block);
+      count_ = problem_.w.end(block) - begin_;
     }
   }
 
@@ -100,9 +87,43 @@ class WarpWalk {
   int32_t at_;      // within the strip, of lane 0's next pointer
   int32_t last_;
   int32_t base_ = 0;  // within the strip, of lane 0's current pointer
-  int32_t begin_ = 0, end_ = 0;
+  int32_t begin_ = 0, count_ = 0;
   unsigned pending_ = 0;
-  int32_t offset_ = 0;
+};
+
+// A part of a block: at most as many entries as a warp takes at a time.
+struct BlockStep {
+  int32_t begin;
+  int32_t count;
+  int32_t block;  // within its strip
+  bool first;     // of its block
+  bool last;
+};
+
+// The same blocks, kStep entries at a time.
+template <bool kTransposed, int kWarps, int kStep>
+class WarpWalk {
+ public:
+  __device__ __forceinline__ WarpWalk(const SpmmProblem& problem, int32_t strip, int32_t first, int32_t last,
+                                      int32_t rank, int32_t cluster)
+      : blocks_(problem, strip, first + rank * kWarps + static_cast<int32_t>(threadIdx.x) / 32, last,
+                kWarps * cluster) {}
+
+  __device__ __forceinline__ bool next(BlockStep& step) {
+    step.first = left_.count == 0;
+    if (step.first && !blocks_.next(left_)) return false;
+    step.begin = left_.begin;
+    step.block = left_.block;
+    step.last = left_.count <= kStep;
+    step.count = min_of(left_.count, kStep);
+    left_.begin += step.count;
+    left_.count -= step.count;
+    return true;
+  }
+
+ private:
+  BlockWalk<kTransposed> blocks_;
+  WalkedBlock left_{};
 };
 
 template <typename T, bool kOneRun>
