@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,25 @@ def test_gpu_record_names_what_differs(tmp_path: Path) -> None:
     assert done.returncode == 1
     last = done.stdout.strip().splitlines()[-1]
     assert last == "since that run: changed csrc/csb/csb.h; added csrc/plan/units.h; removed torch_csb/matrix.py"
+
+
+def test_gpu_record_names_what_did_not_end(tmp_path: Path) -> None:
+    path = record_tree(tmp_path) / "tests" / "gpu_record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unfinished": ["racecheck edges"]}))
+    assert "0 sanitizer errors, racecheck edges did not end" in check_record(tmp_path).stdout
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_gpu_record_ends_what_takes_too_long(tmp_path: Path, seconds: float) -> None:
+    """Also what the sanitizer's own child holds open."""
+    program = tmp_path / "sanitizer"
+    program.write_text("#!/bin/sh\nsleep 60 &\nsleep 60\n")
+    program.chmod(0o755)
+    module = tool("gpu_record")
+    module.last_gpu = lambda: "0"
+    begin = time.monotonic()
+    assert module.run_sanitizer(str(program), "memcheck", "edges", begin + seconds) is None
+    assert time.monotonic() - begin < 30
 
 
 def test_gpu_record_says_when_there_is_none(tmp_path: Path) -> None:

@@ -447,7 +447,7 @@ def test_padding_and_plan_cost_little(sparsity: float, block_size: int) -> None:
     """Invariant 8, for bfloat16, where the share is largest; block offsets are counted as plan."""
     side = int((1_000_000 / (1 - sparsity)) ** 0.5) + 1
     weight = uniform(side, side, sparsity).to(torch.bfloat16)
-    w = CSBMatrix.from_dense(weight, block_size=block_size)
+    w = CSBMatrix.from_dense(weight, block_size=block_size, encoding="codes")
     assert w.nnz > 990_000
     entry = w.values.element_size() + 2
     plan = 4 * w.blk_ptr.numel() + w.blk_pad.numel() + 4 * w.units.numel()

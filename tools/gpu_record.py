@@ -1,9 +1,9 @@
 """The record of the last run on a GPU: `python tools/gpu_record.py` writes it there, `--check` compares it anywhere.
 
-The run needs a GPU, the built package and compute-sanitizer: the whole test suite, then memcheck and racecheck over
-tests/sanitizer_cases.py. The record names the machine, counts what passed, and keeps one hash for each file that
-decides what runs on a GPU. --check uses the standard library alone, names the files that differ, and exits 1 when there
-are any.
+The run needs a GPU, the built package and compute-sanitizer: the whole test suite, beside it memcheck and racecheck
+over tests/sanitizer_cases.py. The record names the machine, counts what passed, names the sanitizer's parts that did
+not end within --minutes, and keeps one hash for each file that decides what runs on a GPU. --check uses the standard
+library alone, names the files that differ, and exits 1 when there are any.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +52,7 @@ def check(root: Path) -> int:
     print(
         f"{record['gpu']}, driver {record['driver']}, torch {record['torch']}: {record['passed']} passed, "
         f"{record['failed']} failed, {record['skipped']} skipped, {record['sanitizer_errors']} sanitizer errors"
+        + "".join(f", {part} did not end" for part in record.get("unfinished", ()))
     )
     differences = {
         "changed": [name for name in current if name in recorded and recorded[name] != current[name]],
@@ -108,7 +111,10 @@ def sanitizer_parts() -> list[str]:
     return done.stdout.split()
 
 
-def run_sanitizer(program: str, tool: str, part: str) -> int:
+def run_sanitizer(program: str, tool: str, part: str, end: float) -> int | None:
+    """Errors found, None where the time was up before the part had ended."""
+    if time.monotonic() >= end:
+        return None
     # torch's caching allocator would hand out neighbours of a buffer as valid memory and hide an overrun.
     # More CPU threads than free cores, which the tests beside it take, wait for each other for minutes.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}
@@ -118,35 +124,57 @@ def run_sanitizer(program: str, tool: str, part: str) -> int:
     command = [program, "--tool", tool, "--print-limit", "20", sys.executable, CASES, "--only", part]
     begin = time.monotonic()
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        os.killpg(process.pid, signal.SIGKILL)  # the script too, which else would keep the pipe open
+
+    clock = threading.Timer(min(end - time.monotonic(), threading.TIMEOUT_MAX), stop)
+    clock.start()
     lines = []
     for line in process.stdout:
         print(f"[{tool} {part}] {line}", end="", flush=True)
         lines.append(line)
+    code = process.wait()
+    clock.cancel()
+    if stopped.is_set():
+        print(f"[{tool} {part}] did not end in time", flush=True)
+        return None
     found = SUMMARY[tool].search("".join(lines))
-    if process.wait() != 0 or found is None:
+    if code != 0 or found is None:
         raise SystemExit(f"compute-sanitizer --tool {tool} did not run {part} to its end; nothing is recorded")
     print(f"[{tool} {part}] {time.monotonic() - begin:.0f} s", flush=True)
     return int(found.group(1))
 
 
-def record(output: Path) -> int:
+def record(output: Path, minutes: float) -> int:
+    end = time.monotonic() + 60 * minutes
     entry: dict[str, object] = machine()
     program = find_sanitizer()
     files = hashes(ROOT)
     # The sanitizer is slow on one core and leaves the GPU nearly idle, so all run at once: the slower tool first.
     jobs = [(tool, part) for tool in reversed(SUMMARY) for part in sanitizer_parts()]
     with ThreadPoolExecutor(max(2, len(os.sched_getaffinity(0)) // 2)) as pool:
-        sanitizers = [pool.submit(run_sanitizer, program, tool, part) for tool, part in jobs]
+        sanitizers = [pool.submit(run_sanitizer, program, tool, part, end) for tool, part in jobs]
         tests = run_tests()
-    errors = sum(sanitizer.result() for sanitizer in sanitizers)
+    found = {f"{tool} {part}": sanitizer.result() for (tool, part), sanitizer in zip(jobs, sanitizers, strict=True)}
+    errors = sum(count or 0 for count in found.values())
+    unfinished = [name for name, count in found.items() if count is None]
     if hashes(ROOT) != files:
         raise SystemExit("sources changed during the run; nothing is recorded")
-    entry.update(tests, sanitizer_errors=errors, files=files)
+    entry.update(tests, sanitizer_errors=errors, unfinished=unfinished, files=files)
     output.write_text(json.dumps(entry, indent=1) + "\n")
-    print(f"wrote {output}: {tests['passed']} passed, {tests['failed']} failed, {errors} sanitizer errors")
-    return 1 if tests["failed"] or errors else 0
+    print(f"wrote {output}: {tests['passed']} passed, {tests['failed']} failed, {errors} sanitizer errors", *unfinished)
+    return 1 if tests["failed"] or errors or unfinished else 0
 
 
 def main(arguments: list[str]) -> int:
@@ -154,8 +182,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="compare the record with the sources; no GPU, no torch")
     parser.add_argument("--root", type=Path, default=ROOT, help="tree to check")
     parser.add_argument("--output", type=Path, default=ROOT / RECORD, help="where to write the record")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end the sanitizer's runs after so long")
     options = parser.parse_args(arguments)
-    return check(options.root) if options.check else record(options.output)
+    return check(options.root) if options.check else record(options.output, options.minutes)
 
 
 if __name__ == "__main__":
