@@ -256,7 +256,7 @@ def test_a_batch_is_a_number_of_columns(batch):
 
 
 def test_auto_keeps_a_layer_that_would_not_shrink():
-    # At 50 % in bfloat16 values and codes, which CPUs read, alone take the 2 bytes an element that the dense weight does.
+    # At 50 % in bfloat16 values and codes, which CPUs read, take the 2 bytes an element that the dense weight does.
     model = nn.Sequential(nn.Linear(64, 64)).bfloat16()
     with torch.no_grad():
         model[0].weight[:32] = 0

@@ -47,8 +47,8 @@ RULES = {
 
 
 def rows(*names: str, device: str = GPU) -> list[Row]:
-    """Rows of CSB that differ from dense by more than 5 %, of the last commit that measured such columns: older ones
-    are of older kernels."""
+    """Rows of CSB that differ from dense by more than 5 %, of the last commit that measured so many columns at such a
+    sparsity: older ones are of older kernels."""
     found = []
     for name in names:
         with open(RESULTS / device / f"{name}.csv", newline="") as file:
@@ -59,7 +59,7 @@ def rows(*names: str, device: str = GPU) -> list[Row]:
 
 
 def group(row: Row) -> tuple[str, ...]:
-    return row["dtype"], row["n"], row["direction"]
+    return row["dtype"], row["n"], row["direction"], row["sparsity"]
 
 
 def csb_ratio(row: Row) -> float:

@@ -42,13 +42,15 @@ class Rule:
 
 # Measured on an H200: products in 16 bit, and in float32. Beyond 255 columns a 16-bit product runs through a panel of
 # the dense weight, which can't be faster than the dense product it is made of.
-RULE_16_BIT = Rule(9, 255, 8192, 2048, -33.98, (-3.00, 2.40, 0.83, 0.32, 0.00, -1.18))
+RULE_16_BIT = Rule(9, 255, 8192, 2048, -34.16, (-3.03, 2.39, 0.80, 0.36, 0.00, -1.22))
 RULE_FLOAT32 = Rule(17, math.inf, 2048, 512, -67.48, (-4.10, 1.98, 1.74, 1.88, 0.98, 0.33))
 # The gradient of the weight in float32, with W's output features and input features.
 RULE_FLOAT32_DW = Rule(1, math.inf, 2048, 2048, -52.39, (-3.49, 1.26, 1.71, 1.12, 0.48, 0.71))
 
 # Up to which number of columns: from which sparsity. Nothing below 0.5 was measured.
 _FEW_16_BIT = ((1, 0.72), (8, 0.78))
+_FEW_16_BIT_LARGE = ((1, 0.5), (8, 0.5))  # weights whose bitmap takes memory longer than a launch
+_LARGE = 2**27
 _FEW_FLOAT32 = ((1, 0.65), (8, 0.5), (16, 0.78))
 # On two cores of an AVX-512 CPU.
 _CPU = {
@@ -62,7 +64,8 @@ def dense_wins(operator: str, cuda: bool, item_bytes: int, features: int, depth:
     """Of ``operator`` ("spmm", "spmm_t" or "sddmm") with ``features`` outputs of ``depth`` inputs each, n columns."""
     if cuda and operator == "sddmm":  # in 16 bit dense did in every case measured; float64 was not measured
         return item_bytes != 4 or not RULE_FLOAT32_DW.csb_wins(features, depth, n, sparsity)
-    few = (_FEW_16_BIT if item_bytes == 2 else _FEW_FLOAT32) if cuda else _CPU[operator]
+    few_16_bit = _FEW_16_BIT_LARGE if features * depth >= _LARGE else _FEW_16_BIT
+    few = (few_16_bit if item_bytes == 2 else _FEW_FLOAT32) if cuda else _CPU[operator]
     for most, crossing in few:
         if n <= most:
             return sparsity < crossing
