@@ -5,22 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import check_all, random_matrix
-from torch import Tensor
 
 from torch_csb import CSBMatrix, explain, ops
-from torch_csb.testing import compare, expect_spmm
+from torch_csb.testing import compare, expect_spmm, expect_spmm_t
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on a GPU")
 
 
-def check(w: CSBMatrix, n: int) -> tuple[Tensor, Tensor]:
-    products = []
-    for matrix, step in ((w, 0), (w.t(), 1)):
-        assert explain(w, n).steps[step].kernel == "bitmap"
-        x = torch.randn(n, matrix.shape[1], device="cuda").to(w.dtype)
-        products.append(ops.spmm(matrix, x))
-        compare(products[-1], expect_spmm(matrix, x, dim=-1), f"{matrix}, n={n}")
-    return products[0], products[1]
+def check(w: CSBMatrix, n: int) -> None:
+    products = ((ops.spmm, expect_spmm, w.k), (ops.spmm_t, expect_spmm_t, w.m))
+    for (product, expect, features), step in zip(products, explain(w, n).steps[:2], strict=True):
+        assert step.kernel == "bitmap"
+        x = torch.randn(n, features).to(w.device, w.dtype)
+        compare(product(w, x), expect(w, x), f"{w}, {step.operator}, n={n}")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
