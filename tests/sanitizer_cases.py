@@ -29,34 +29,34 @@ DENSITIES = (0.0, 0.5, 0.1, 0.001, 1.0)
 SMALL = [case for case in MATRICES if case.m * case.k <= 70_000]
 
 
-def products(device: str) -> None:
-    for dtype in DTYPES:
-        for density in DENSITIES:
-            w = random_matrix(130, 200, 1 - density, dtype, device, 64)
-            for n in COLUMNS:
-                check_all(w, "rows", n)
-                check_all(w, "nchw", n, bias=True, act="relu")
+def products(device: str, dtype: torch.dtype) -> None:
+    for density in DENSITIES:
+        w = random_matrix(130, 200, 1 - density, dtype, device, 64)
+        for n in COLUMNS:
+            check_all(w, "rows", n)
+            check_all(w, "nchw", n, bias=True, act="relu")
 
 
-def split_products(device: str) -> None:
+def split_products(device: str, dtype: torch.dtype) -> None:
     """Entries for several units in one strip: partial sums and their join."""
-    for dtype in DTYPES:
-        for m, k in ((70, 1000), (1000, 70)):
-            w = random_matrix(m, k, 0.5, dtype, device, 64)
-            assert w.units.shape[1] > 2, "one unit: nothing is split"
-            for n in COLUMNS:
-                check_all(w, "rows", n, bias=True, act="gelu")
+    for m, k in ((70, 1000), (1000, 70)):
+        w = random_matrix(m, k, 0.5, dtype, device, 64)
+        assert w.units.shape[1] > 2, "one unit: nothing is split"
+        for n in COLUMNS:
+            check_all(w, "rows", n, bias=True, act="gelu")
 
 
-def clusters(device: str) -> None:
+def clusters(device: str, dtype: torch.dtype) -> None:
     """Even strips, which thread blocks of a cluster share; one of them has no block left, and some blocks no entry."""
-    for dtype in DTYPES:
-        for m, k, sparsity in ((128, 576, 0.5), (576, 128, 0.97)):
-            w = random_matrix(m, k, sparsity, dtype, device, 64)
-            assert w.units.shape[1] % 2 == 1, "uneven strips: nothing is shared"
-            for n in (1, 8, 13, 70):
-                check_all(w, "rows", n, bias=True, act="relu")
-    # float32 from 17 columns on: four blocks each, more steps than a ring has stages, in every way of reading X.
+    for m, k, sparsity in ((128, 576, 0.5), (576, 128, 0.97)):
+        w = random_matrix(m, k, sparsity, dtype, device, 64)
+        assert w.units.shape[1] % 2 == 1, "uneven strips: nothing is shared"
+        for n in (1, 8, 13, 70):
+            check_all(w, "rows", n, bias=True, act="relu")
+
+
+def row_clusters(device: str) -> None:
+    """float32 from 17 columns on: four blocks each, more steps than a ring has stages, in every way of reading X."""
     for m, k in ((64, 2048), (2048, 64)):
         w = random_matrix(m, k, 0.5, device=device)
         assert w.units.shape[1] % 2 == 1, "uneven strips: nothing is shared"
@@ -94,11 +94,10 @@ def bitmaps(device: str) -> None:
     check_all(w, "rows", 256)
 
 
-def block_sizes(device: str) -> None:
-    for dtype in DTYPES:
-        for block_size in (2, 16, 32, 128, 256):
-            for n in (1, 33):
-                check_all(build(matrix("edge_65x63"), dtype, device, block_size), "columns", n)
+def block_sizes(device: str, dtype: torch.dtype) -> None:
+    for block_size in (2, 16, 32, 128, 256):
+        for n in (1, 33):
+            check_all(build(matrix("edge_65x63"), dtype, device, block_size), "columns", n)
 
 
 def edges(device: str) -> None:
@@ -147,26 +146,33 @@ def baselines(device: str) -> None:
                 check_baselines(build(matrix(case), dtype, device), n, judge="cpu")
 
 
-PARTS = (products, split_products, clusters, regions, bitmaps, block_sizes, edges, layouts, conversions, baselines)
+# The longest are cut by dtype, since parts run side by side.
+PARTS = {
+    f"{part.__name__}_{str(dtype).removeprefix('torch.')}": partial(part, dtype=dtype)
+    for part in (products, split_products, clusters, block_sizes)
+    for dtype in DTYPES
+} | {
+    part.__name__: part for part in (row_clusters, regions, bitmaps, edges, layouts, conversions, baselines)
+}  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", help="cpu runs the same cases without a GPU")
     parser.add_argument("--list", action="store_true", help="print the parts' names")
-    parser.add_argument("--only", choices=[part.__name__ for part in PARTS], action="append")
+    parser.add_argument("--only", choices=PARTS, action="append")
     options = parser.parse_args()
     if options.list:
-        print(*(part.__name__ for part in PARTS))
+        print(*PARTS)
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device", file=sys.stderr)
         return 1
     torch.manual_seed(0)
-    for part in PARTS:
-        if not options.only or part.__name__ in options.only:
+    for name, part in PARTS.items():
+        if not options.only or name in options.only:
             part(options.device)
-            print(f"{part.__name__}: right")
+            print(f"{name}: right")
     return 0
 
 

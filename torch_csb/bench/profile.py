@@ -64,7 +64,7 @@ def flops_done(w: CSBMatrix, n: int, step: Step) -> float:
     if step.kernel == "panel":
         return 2.0 * w.m * w.k * n
     columns = -(-n // step.tile_n) * step.tile_n if step.kernel != "cpu" else n
-    if step.kernel in ("tile", "narrow", "wide"):
+    if step.kernel in ("tile", "narrow", "wide", "bitmap"):
         return 2.0 * 64 * 64 * columns * int((wavefronts.block_counts(w) > 0).sum())
     return 2.0 * w.nnz * columns
 
