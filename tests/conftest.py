@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 from ranks import Ranks
+
+# Graphs that torch.compile kept of other versions of the operators would call them with other arguments.
+CACHE = tempfile.TemporaryDirectory(prefix="torch_csb-compiled-", ignore_cleanup_errors=True)
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", CACHE.name)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

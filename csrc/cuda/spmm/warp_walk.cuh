@@ -37,47 +37,44 @@ __device__ __forceinline__ bool enter_run(const SpmmProblem& problem, const Warp
   return true;
 }
 
-struct WalkedBlock {
-  int32_t begin;
-  int32_t count;
-  int32_t block;  // within its strip
-};
-
-// A warp's blocks of a strip: every stride-th from `first` on and below `last`, the empty ones left out, 32 pointers at
-// a time.
+// Where the blocks of a strip begin and end that a warp takes, every stride-th from `first` on and below `last`: 32 at
+// a time, one a lane. A bit of `pending_` stands for each that has entries and is still to come.
 template <bool kTransposed>
-class BlockWalk {
- public:
-  __device__ __forceinline__ BlockWalk(const SpmmProblem& problem, int32_t strip, int32_t first, int32_t last,
-                                       int32_t stride)
+class BlockPointers {
+ protected:
+  static constexpr unsigned kFullWarp = 0xffffffffu;
+
+  __device__ __forceinline__ BlockPointers(const SpmmProblem& problem, int32_t strip, int32_t first, int32_t last,
+                                           int32_t stride)
       : problem_(problem), strip_(strip), stride_(stride), at_(first), last_(last) {}
 
-  __device__ __forceinline__ bool next(WalkedBlock& block) {
+  // False where no block is left.
+  __device__ __forceinline__ bool find_pending() {
     while (pending_ == 0) {
       if (at_ >= last_) return false;
       base_ = at_;
       read();
-      pending_ = __ballot_sync(kFullWarp, count_ > 0);
+      pending_ = __ballot_sync(kFullWarp, begin_ < end_);
       at_ += 32 * stride_;
     }
-    const int source = __ffs(static_cast<int>(pending_)) - 1;
-    pending_ &= pending_ - 1;
-    block.begin = __shfl_sync(kFullWarp, begin_, source);
-    block.count = __shfl_sync(kFullWarp, count_, source);
-    block.block = base_ + stride_ * source;
     return true;
   }
 
- private:
-  static constexpr unsigned kFullWarp = 0xffffffffu;
+  // The lane that holds the next one.
+  __device__ __forceinline__ int source() const { return __ffs(static_cast<int>(pending_)) - 1; }
+  __device__ __forceinline__ void remove() { pending_ &= pending_ - 1; }
+  __device__ __forceinline__ int32_t begin_of(int source) const { return __shfl_sync(kFullWarp, begin_, source); }
+  __device__ __forceinline__ int32_t end_of(int source) const { return __shfl_sync(kFullWarp, end_, source); }
+  __device__ __forceinline__ int32_t block_of(int source) const { return base_ + stride_ * source; }
 
+ private:
   __device__ __forceinline__ void read() {
     const int32_t in_block = at_ + stride_ * static_cast<int32_t>(threadIdx.x % 32);
-    begin_ = count_ = 0;
+    begin_ = end_ = 0;
     if (in_block < last_) {
       const int32_t block = kTransposed ? in_block * problem_.w.kb + strip_ : strip_ * problem_.w.kb + in_block;
-      begin_ = problem_.w.begin(block);
-      count_ = problem_.w.end(block) - begin_;
+      begin_ = problem_.w.blk_ptr[block];
+      end_ = problem_.w.blk_ptr[block + 1] - problem_.w.blk_pad[block];
     }
   }
 
@@ -87,8 +84,35 @@ class BlockWalk {
   int32_t at_;      // within the strip, of lane 0's next pointer
   int32_t last_;
   int32_t base_ = 0;  // within the strip, of lane 0's current pointer
-  int32_t begin_ = 0, count_ = 0;
+  int32_t begin_ = 0, end_ = 0;
   unsigned pending_ = 0;
+};
+
+struct WalkedBlock {
+  int32_t begin;
+  int32_t count;
+  int32_t block;  // within its strip
+};
+
+// Whole blocks.
+template <bool kTransposed>
+class BlockWalk : BlockPointers<kTransposed> {
+  using Base = BlockPointers<kTransposed>;
+
+ public:
+  __device__ __forceinline__ BlockWalk(const SpmmProblem& problem, int32_t strip, int32_t first, int32_t last,
+                                       int32_t stride)
+      : Base(problem, strip, first, last, stride) {}
+
+  __device__ __forceinline__ bool next(WalkedBlock& block) {
+    if (!Base::find_pending()) return false;
+    const int source = Base::source();
+    Base::remove();
+    block.begin = Base::begin_of(source);
+    block.count = Base::end_of(source) - block.begin;
+    block.block = Base::block_of(source);
+    return true;
+  }
 };
 
 // A part of a block: at most as many entries as a warp takes at a time.
@@ -100,30 +124,35 @@ struct BlockStep {
   bool last;
 };
 
-// The same blocks, kStep entries at a time.
+// Every kWarps-th block of a run, kStep entries at a time.
 template <bool kTransposed, int kWarps, int kStep>
-class WarpWalk {
+class WarpWalk : BlockPointers<kTransposed> {
+  using Base = BlockPointers<kTransposed>;
+
  public:
   __device__ __forceinline__ WarpWalk(const SpmmProblem& problem, int32_t strip, int32_t first, int32_t last,
                                       int32_t rank, int32_t cluster)
-      : blocks_(problem, strip, first + rank * kWarps + static_cast<int32_t>(threadIdx.x) / 32, last,
-                kWarps * cluster) {}
+      : Base(problem, strip, first + rank * kWarps + static_cast<int32_t>(threadIdx.x) / 32, last, kWarps * cluster) {}
 
   __device__ __forceinline__ bool next(BlockStep& step) {
-    step.first = left_.count == 0;
-    if (step.first && !blocks_.next(left_)) return false;
-    step.begin = left_.begin;
-    step.block = left_.block;
-    step.last = left_.count <= kStep;
-    step.count = min_of(left_.count, kStep);
-    left_.begin += step.count;
-    left_.count -= step.count;
+    if (!Base::find_pending()) return false;
+    const int source = Base::source();
+    step.begin = Base::begin_of(source) + offset_;
+    const int32_t rest = Base::end_of(source) - step.begin;
+    step.block = Base::block_of(source);
+    step.first = offset_ == 0;
+    step.last = rest <= kStep;
+    step.count = min_of(rest, kStep);
+    offset_ += kStep;
+    if (step.last) {
+      Base::remove();
+      offset_ = 0;
+    }
     return true;
   }
 
  private:
-  BlockWalk<kTransposed> blocks_;
-  WalkedBlock left_{};
+  int32_t offset_ = 0;
 };
 
 template <typename T, bool kOneRun>
