@@ -16,8 +16,9 @@ constexpr int32_t kValueChunk = 4096;
 // Strips that share a packed tile where the tiles don't all stay.
 constexpr int64_t kStripsTogether = 8;
 
-// Of an input feature in W.X.
+// Of an input feature in W.X: where X is small, and where it is larger than what stays packed.
 constexpr int64_t kEntriesWorthPacking = 40;
+constexpr int64_t kEntriesWorthPackingLarge = 16;
 
 template <typename T>
 class SpmmWorker {
@@ -113,7 +114,8 @@ class SpmmWorker {
   bool packing_pays() const {
     const int64_t bytes = p_.in_features() * p_.x.stride_f * static_cast<int64_t>(sizeof(C));
     if (p_.transposed) return bytes > 2 * kPackedBytes;
-    return bytes > kPackedBytes || p_.w.blk_ptr[p_.w.num_blocks()] > kEntriesWorthPacking * p_.in_features();
+    const int64_t worth = bytes > kPackedBytes ? kEntriesWorthPackingLarge : kEntriesWorthPacking;
+    return p_.w.blk_ptr[p_.w.num_blocks()] > worth * p_.in_features();
   }
 
   int32_t features_of(int32_t strip) const { return min_of(block_size_, p_.out_features() - strip * block_size_); }
